@@ -1,0 +1,22 @@
+"""Cayley unitary adapters: trainable orthogonal blocks, small enough for quantum circuits, in a frozen language model."""
+
+from cua.adapter import Adapter, CayleyLinear, CUAConfig, attach
+from cua.cayley import cayley, inverse_cayley, n_parameters, skew, unskew
+from cua.checkpoint import load, save
+from cua.readout import READOUTS
+
+__version__ = "0.1.0"
+__all__ = [
+    "Adapter",
+    "CUAConfig",
+    "CayleyLinear",
+    "READOUTS",
+    "attach",
+    "cayley",
+    "inverse_cayley",
+    "load",
+    "n_parameters",
+    "save",
+    "skew",
+    "unskew",
+]

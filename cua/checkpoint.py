@@ -1,0 +1,153 @@
+"""Saved adapters: a folder with ``adapter.safetensors`` (the parameters) and ``adapter.json`` (everything else).
+
+Nothing is unpickled.  Loading checks the format version, the file's SHA-256, the base model, names, shapes, dtypes and
+finiteness before the model is touched.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_safetensors
+from safetensors.torch import save as serialise_safetensors
+from torch import nn
+
+from cua.adapter import Adapter, CUAConfig, attach
+
+FORMAT_VERSION = 1
+PARAMETRISATION = "Q = (I - K/2)(I + K/2)^-1; theta = entries of K above the diagonal, row by row; y = Q x"
+_SAMPLES = 4096  # weight entries a module that enter the fingerprint
+
+
+def base_identity(model: nn.Module, module_names: list[str]) -> dict[str, str]:
+    """What identifies the weights an adapter was trained on.
+
+    Args:
+        model: the model, with or without its adapter.
+        module_names: the adapted linear layers.
+
+    Returns:
+        ``name`` (hub id, or the last part of a local path), ``architecture``, and ``weights_sha256``: SHA-256 over
+        shapes and up to 4,096 evenly spaced entries of each adapted weight, rounded to bfloat16 so that one model
+        loaded in float32 or bfloat16 has one identity.
+    """
+    digest = hashlib.sha256()
+    for name in module_names:
+        layer = model.get_submodule(name)
+        weight = getattr(layer, "base_layer", layer).weight
+        if weight.is_meta:
+            raise ValueError(f"{name}: its weights are offloaded, so the base model cannot be identified")
+        flat = weight.detach().flatten()
+        entries = flat[:: max(1, flat.numel() // _SAMPLES)].to(torch.bfloat16).view(torch.int16).cpu()
+        digest.update(repr((name, tuple(weight.shape))).encode() + entries.numpy().tobytes())
+    label = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    return {
+        "name": Path(label).name if os.path.isabs(label) else label,
+        "architecture": type(model).__name__,
+        "weights_sha256": digest.hexdigest(),
+    }
+
+
+def save(adapter: Adapter, folder: str | Path) -> Path:
+    """Write an adapter; each file appears whole or not at all, the JSON file last.
+
+    Args:
+        adapter: attached to its model.
+        folder: made if missing; an adapter already there is replaced.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = list(adapter.modules)
+    tensors = {name: adapter.modules[name].theta.detach().cpu().contiguous() for name in names}
+    blob = serialise_safetensors(tensors)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "parametrisation": PARAMETRISATION,
+        "config": asdict(adapter.config),
+        "base_model": base_identity(adapter.model, names),
+        "n_parameters": adapter.n_parameters,
+        "safetensors_sha256": hashlib.sha256(blob).hexdigest(),
+    }
+    text = json.dumps(description, indent=2) + "\n"
+    for name, content in (("adapter.safetensors", blob), ("adapter.json", text.encode())):
+        partial = folder / f".{name}.partial"
+        partial.write_bytes(content)
+        os.replace(partial, folder / name)
+    return folder
+
+
+def load(model: nn.Module, folder: str | Path) -> Adapter:
+    """Attach a saved adapter to its base model.
+
+    Args:
+        model: the base model, without an adapter on the same layers.
+        folder: written by :func:`save`.
+
+    Returns:
+        The attached :class:`Adapter`, its parameters equal to the saved ones bit for bit.
+
+    Raises:
+        FileNotFoundError: if one of the two files is missing.
+        ValueError: if a file is damaged, of another format version, made for another base model, has other names,
+            shapes than its configuration says, or holds NaN or infinity.  The model is unchanged then.
+    """
+    folder = Path(folder)
+    for name in ("adapter.json", "adapter.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder / name} is missing; an adapter is adapter.json and adapter.safetensors")
+    try:
+        description = json.loads((folder / "adapter.json").read_text())
+        version = description["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'adapter.json'} is not an adapter description: {error!r}") from None
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{folder}: format version {version!r}; this version of cua reads {FORMAT_VERSION}")
+    try:
+        config = CUAConfig(**description["config"])
+        expected_sha, base = description["safetensors_sha256"], description["base_model"]
+        expected_weights, base_name = base["weights_sha256"], base["name"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'adapter.json'} is incomplete: {error}") from None
+
+    blob = (folder / "adapter.safetensors").read_bytes()
+    try:
+        tensors = parse_safetensors(blob)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'adapter.safetensors'} is truncated or damaged: {error}") from None
+    if hashlib.sha256(blob).hexdigest() != expected_sha:
+        raise ValueError(f"{folder / 'adapter.safetensors'} is not the file that adapter.json describes (SHA-256)")
+    for name, theta in tensors.items():
+        if not torch.isfinite(theta).all():
+            raise ValueError(f"{folder}: the parameters of {name} hold NaN or infinity")
+
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    adapter = attach(model, config)
+    try:
+        _check_fit(adapter, tensors, expected_weights, base_name)
+    except ValueError as error:
+        adapter.detach()
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        raise ValueError(f"{folder}: {error}") from None
+    with torch.no_grad():
+        for name, module in adapter.modules.items():
+            module.theta.copy_(tensors[name])
+    return adapter
+
+
+def _check_fit(adapter: Adapter, tensors: dict[str, torch.Tensor], weights_sha256: str, base_name: str) -> None:
+    expected = {name: tuple(module.theta.shape) for name, module in adapter.modules.items()}
+    found = {name: tuple(theta.shape) for name, theta in tensors.items()}
+    if found != expected:
+        name = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))[0]
+        raise ValueError(f"{name} has shape {found.get(name)} in the file, this model needs {expected.get(name)}")
+    identity = base_identity(adapter.model, list(adapter.modules))
+    if identity["weights_sha256"] != weights_sha256:
+        raise ValueError(f"trained on {base_name}; the weights of this model, {identity['name']}, differ")

@@ -1,0 +1,194 @@
+"""The WikiText-2 protocol that every recorded perplexity follows.
+
+Train on the train split, choose on validation, report once on the whole test split.  Where the train split cannot be
+had (the local copy has none), the first 85 % of the validation articles train and the last 15 % choose.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+import cua
+from cua import CUAConfig
+from cua.experiments.record import ADAPTERS, Record
+from cua.llm.data import Corpus, DataUnavailable, load_corpus, windows
+from cua.llm.evaluate import perplexity
+from cua.llm.models import identity, load_model
+from cua.llm.prefix import SplitModel
+from cua.llm.train import TrainConfig, train
+
+TRAIN_WINDOW, TEST_WINDOW = 512, 1024
+
+
+def wikitext_splits() -> dict[str, Corpus]:
+    """Corpora "train" and "selection" (for choosing); see the module's first lines."""
+    validation = load_corpus("wikitext-2", "validation")
+    try:
+        return {"train": load_corpus("wikitext-2", "train"), "selection": validation}
+    except DataUnavailable:
+        train_part, selection = validation.divide(0.85)
+        return {"train": train_part, "selection": selection}
+
+
+@dataclass
+class Bench:
+    """One model with its token windows, and hidden states below a layer, computed once and shared by all runs."""
+
+    model: LlamaForCausalLM
+    tokens: dict[str, Tensor]
+    data: dict[str, dict[str, Any]]
+    _prefixes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(cls, *, test: bool) -> "Bench":
+        """Load model and text; the test split only where ``test`` is set, so that choosing cannot look at it."""
+        model, tokenizer = load_model()
+        corpora = wikitext_splits() | ({"test": load_corpus("wikitext-2", "test")} if test else {})
+        lengths = {"train": TRAIN_WINDOW, "selection": TEST_WINDOW, "test": TEST_WINDOW}
+        tokens = {name: windows(tokenizer, corpus.text, lengths[name]) for name, corpus in corpora.items()}
+        data = {
+            name: corpus.provenance() | {"windows": len(tokens[name]), "window": lengths[name], "bos": False}
+            for name, corpus in corpora.items()
+        }
+        return cls(model, tokens, data)
+
+    def prefix(self, name: str, layer: int) -> Tensor:
+        """Hidden states of split ``name`` that enter ``layer``; earlier layers' are dropped."""
+        if (name, layer) not in self._prefixes:
+            self._prefixes = {key: value for key, value in self._prefixes.items() if key[1] == layer}
+            self._prefixes[name, layer] = SplitModel(self.model, layer).prefix(self.tokens[name], progress=True)
+        return self._prefixes[name, layer]
+
+    def measure(self, name: str, layer: int) -> dict[str, Any]:
+        """Perplexity of the model as it stands on split ``name``, with the loss of every window."""
+        split = SplitModel(self.model, layer)
+        measured = perplexity(
+            self.model, self.tokens[name], split=split, prefix=self.prefix(name, layer), progress=True
+        )
+        return {
+            "perplexity": measured.value,
+            "tokens": measured.tokens,
+            "nll": [round(loss, 4) for loss in measured.nll],
+        }
+
+    def fit(self, config: CUAConfig, training: TrainConfig, folder: Path | None, name: str) -> dict[str, Any]:
+        """Attach, train, measure on split ``name``, save to ``folder`` if given, and detach again."""
+        adapter = cua.attach(self.model, config)
+        try:
+            layer = adapter.first_layer
+            started = time.perf_counter()
+            losses = train(
+                self.model, adapter, self.tokens["train"], training, prefix=self.prefix("train", layer), progress=True
+            )
+            trained = time.perf_counter()
+            measured = self.measure(name, layer)
+            finished = time.perf_counter()
+            if folder is not None:
+                cua.save(adapter, folder)
+            with torch.no_grad():
+                norms = [
+                    torch.linalg.matrix_norm(cua.skew(t, config.block_size), 2).max().item()
+                    for t in adapter.parameters()
+                ]
+        finally:
+            adapter.detach()
+        return {
+            "parameters": adapter.n_parameters,
+            "train_loss": [round(loss, 5) for loss in losses],
+            "train_s": round(trained - started, 1),
+            "measure_s": round(finished - trained, 1),
+            "largest_k_norm": round(max(norms), 4),
+        } | measured
+
+
+@dataclass(frozen=True)
+class WikitextStudy:
+    """Base model against adapters of one placement: each readout, each seed, on the whole test split.
+
+    Attributes:
+        name: of the result file and the adapters' folder.
+        question: what it answers.
+        adapter: placement; its readout field is replaced by each of ``readouts``.
+        training: schedule; its seed field is replaced by each of ``seeds``.
+    """
+
+    name: str
+    question: str
+    adapter: CUAConfig
+    training: TrainConfig
+    readouts: tuple[str, ...] = ("exact", "sign-constrained")
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+
+    def run(self) -> dict[str, Any]:
+        """Record every run that is not recorded yet, and the headline once all are."""
+        bench = Bench.prepare(test=True)
+        record = Record({
+            "name": self.name,
+            "question": self.question,
+            "config": {
+                "adapter": {k: v for k, v in asdict(self.adapter).items() if k != "readout"},
+                "training": {k: v for k, v in asdict(self.training).items() if k != "seed"},
+                "readouts": self.readouts,
+            },
+            "seeds": self.seeds,
+            "model": identity(bench.model),
+            "data": bench.data,
+        })
+        layer = min(self.adapter.layers or (0,))
+        if not record.has("base"):
+            started = time.perf_counter()
+            record.add("base", bench.measure("test", layer), time.perf_counter() - started)
+        for seed in self.seeds:
+            for readout in self.readouts:
+                key = f"{readout}-seed{seed}"
+                if record.has(key):
+                    continue
+                config = CUAConfig(**asdict(self.adapter) | {"readout": readout})
+                training = TrainConfig(**asdict(self.training) | {"seed": seed})
+                started = time.perf_counter()
+                run = bench.fit(config, training, ADAPTERS / self.name / key, "test")
+                record.add(key, run, time.perf_counter() - started)
+                print(f"{key}: {percent_change(run, record.result['runs']['base']):+.2f} %", flush=True)
+        return record.finish(self.headline(record.result["runs"]))
+
+    def headline(self, runs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Means with 95 % intervals: over training seeds, and (``..._over_text``) over the windows of the test text."""
+        base = runs["base"]
+        numbers = {
+            "base_perplexity": {"value": base["perplexity"], "low": None, "high": None, "unit": "perplexity"},
+            "parameters": {
+                "value": runs[f"{self.readouts[0]}-seed{self.seeds[0]}"]["parameters"],
+                "low": None, "high": None, "unit": "parameters",
+            },
+        }
+        for readout in self.readouts:
+            mine = [runs[f"{readout}-seed{seed}"] for seed in self.seeds]
+            label = readout.replace("-", "_")
+            numbers[f"{label}_perplexity"] = mean_interval([run["perplexity"] for run in mine], "perplexity")
+            numbers[f"{label}_change"] = mean_interval([percent_change(run, base) for run in mine], "%")
+            per_window = np.mean([run["nll"] for run in mine], axis=0) - np.array(base["nll"])
+            per_token = per_window * len(base["nll"]) / base["tokens"]
+            numbers[f"{label}_change_over_text"] = {
+                key: 100 * float(np.expm1(number)) if key != "unit" else "%"
+                for key, number in mean_interval(per_token, "%").items()
+            }
+        return numbers
+
+
+def percent_change(run: dict[str, Any], base: dict[str, Any]) -> float:
+    """Change of perplexity against the base model, in per cent; negative is better."""
+    return 100 * (run["perplexity"] / base["perplexity"] - 1)
+
+
+def mean_interval(values: list[float] | np.ndarray, unit: str) -> dict[str, Any]:
+    """Mean with a 95 % Student-t interval."""
+    mean = float(np.mean(values))
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=stats.sem(values))
+    return {"value": mean, "low": float(low), "high": float(high), "unit": unit}

@@ -1,0 +1,145 @@
+"""Recorded results: one JSON file an experiment, written after every run, complete enough to check years later.
+
+A result holds the question, the configuration, seeds, identity and SHA-256 of model and data, package versions, git
+commit, device, wall time, the raw metrics of every run, and ``headline``: name -> {value, low, high, unit}, the numbers
+that chapters quote.  ``status`` is "partial" until every run is in; an interrupted experiment resumes.
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RESULTS = REPOSITORY / "book" / "results"
+ADAPTERS = REPOSITORY / "book" / "adapters"
+_PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy", "gensim")
+
+_NUMBER = {"type": ["number", "null"]}
+SCHEMA = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": [
+        "name", "question", "status", "config", "seeds", "model", "data", "versions", "git_commit", "device",
+        "wall_time_s", "runs", "headline",
+    ],
+    "properties": {
+        "name": {"type": "string", "pattern": "^[a-z0-9_]+$"},
+        "question": {"type": "string", "minLength": 20},
+        "status": {"enum": ["partial", "complete"]},
+        "config": {"type": "object", "minProperties": 1},
+        "seeds": {"type": "array", "items": {"type": "integer"}, "minItems": 1},
+        "model": {"type": "object", "required": ["name", "parameters", "dtype"]},
+        "data": {"type": "object", "additionalProperties": {"type": "object", "required": ["source", "sha256"]}},
+        "versions": {"type": "object", "required": ["python", *_PACKAGES]},
+        "git_commit": {"type": "string", "pattern": "^[0-9a-f]{40}(-dirty)?$"},
+        "device": {"type": "string"},
+        "wall_time_s": {"type": "number", "exclusiveMinimum": 0},
+        "runs": {"type": "object", "minProperties": 1, "additionalProperties": {"type": "object"}},
+        "headline": {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "additionalProperties": False,
+                "required": ["value", "low", "high", "unit"],
+                "properties": {"value": {"type": "number"}, "low": _NUMBER, "high": _NUMBER,
+                               "unit": {"type": "string"}},
+            },
+        },
+    },
+}
+
+
+def check(result: dict[str, Any]) -> None:
+    """Raise ``jsonschema.ValidationError`` unless ``result`` follows the schema and is finite and ordered."""
+    jsonschema.validate(result, SCHEMA)
+    json.dumps(result, allow_nan=False)
+    if result["status"] == "complete" and not result["headline"]:
+        raise jsonschema.ValidationError("a complete result needs a headline")
+    for name, number in result["headline"].items():
+        if number["low"] is not None and not number["low"] <= number["value"] <= number["high"]:
+            raise jsonschema.ValidationError(f"headline {name}: the value is outside its interval")
+
+
+def load_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """One recorded result.
+
+    Raises:
+        FileNotFoundError: naming the command that records it.
+    """
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no recorded result {name!r}; record it with: python -m cua.experiments {name}")
+    return json.loads(path.read_text())
+
+
+class Record:
+    """An experiment in the making; every :meth:`add` leaves a valid file behind.
+
+    Args:
+        description: name, question, config, seeds, model and data.
+        folder: where NAME.json lies.
+
+    Raises:
+        ValueError: if a partial result with another configuration, model or data is already there.
+    """
+
+    def __init__(self, description: dict[str, Any], folder: Path = RESULTS) -> None:
+        self.path = folder / f"{description['name']}.json"
+        fresh = json.loads(json.dumps(description)) | {
+            "status": "partial",
+            "versions": _versions(),
+            "git_commit": _git_commit(),
+            "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+            "wall_time_s": 0.0,
+            "runs": {},
+            "headline": {},
+        }
+        self.result = fresh
+        if self.path.exists():
+            found = json.loads(self.path.read_text())
+            for key in ("config", "seeds", "model", "data"):
+                if found[key] != fresh[key]:
+                    raise ValueError(f"{self.path} was recorded with another {key}; move it away to record anew")
+            self.result = found
+
+    def has(self, key: str) -> bool:
+        return key in self.result["runs"]
+
+    def add(self, key: str, run: dict[str, Any], wall_s: float) -> None:
+        """Add one run and write the file."""
+        self.result["runs"][key] = run
+        self.result["wall_time_s"] = round(self.result["wall_time_s"] + wall_s, 1)
+        self._write()
+
+    def finish(self, headline: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Mark the result complete."""
+        self.result |= {"headline": headline, "status": "complete"}
+        self._write()
+        return self.result
+
+    def _write(self) -> None:
+        check(self.result)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".json.partial")
+        partial.write_text(json.dumps(self.result, indent=1) + "\n")
+        os.replace(partial, self.path)
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in _PACKAGES}
+
+
+def _git_commit() -> str:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")

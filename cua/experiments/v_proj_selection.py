@@ -1,0 +1,94 @@
+"""Which layer, which learning rate: chosen on held-out validation text, never on test."""
+
+import math
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+import cua
+from cua import CUAConfig
+from cua.experiments.protocol import Bench, percent_change
+from cua.experiments.record import Record
+from cua.llm.models import identity
+from cua.llm.prefix import SplitModel
+from cua.llm.train import TrainConfig
+
+NAME = "v_proj_selection"
+QUESTION = "Which v_proj, and which learning rate, lowers held-out validation perplexity most with 4x4 blocks?"
+SCORED_WINDOWS = 24  # training windows behind the gradient score
+CANDIDATES = 4  # layers trained, best gradient score first; layer 15 is trained beside them as a reference
+RATES = (0.005, 0.01, 0.02, 0.04)
+TRAINING = TrainConfig(steps=120, learning_rate=0.02)
+TRAINING_ALL = TrainConfig(steps=60, learning_rate=0.02)
+ALL_RATES = (0.005, 0.01, 0.02)
+
+
+def gradient_scores(bench: Bench) -> dict[str, Any]:
+    """For every layer the L1 norm of the mean gradient at K = 0: the first-order loss decrease of a sign step.
+
+    One backward pass of a model with blocks in every layer scores all layers at once.
+    """
+    adapter = cua.attach(bench.model, CUAConfig())
+    try:
+        split = SplitModel(bench.model, 0)
+        order = torch.randperm(len(bench.tokens["train"]), generator=torch.Generator().manual_seed(0))
+        for index in order[:SCORED_WINDOWS]:
+            ids = bench.tokens["train"][index : index + 1]
+            (split.nll(split.below(ids), ids) / (ids.shape[1] - 1) / SCORED_WINDOWS).backward()
+        return {"l1": [round(theta.grad.abs().sum().item(), 5) for theta in adapter.parameters()]}
+    finally:
+        adapter.detach()
+
+
+def run() -> dict[str, Any]:
+    """Score all layers, train the best few, then try learning rates; 25,920 parameters in all layers likewise."""
+    bench = Bench.prepare(test=False)
+    record = Record({
+        "name": NAME,
+        "question": QUESTION,
+        "config": {
+            "training": asdict(TRAINING), "training_all": asdict(TRAINING_ALL), "rates": RATES,
+            "all_rates": ALL_RATES, "candidates": CANDIDATES, "scored_windows": SCORED_WINDOWS,
+        },
+        "seeds": [0],
+        "model": identity(bench.model),
+        "data": bench.data,
+    })
+    runs = record.result["runs"]
+
+    def once(key: str, work: Any) -> dict[str, Any]:
+        if not record.has(key):
+            started = time.perf_counter()
+            record.add(key, work(), time.perf_counter() - started)
+        return runs[key]
+
+    def fit(key: str, layers: tuple[int, ...] | None, training: TrainConfig) -> float:
+        fitted = once(key, lambda: bench.fit(CUAConfig(layers=layers), training, None, "selection"))
+        print(f"{key}: {percent_change(fitted, runs['base']):+.2f} %", flush=True)
+        return fitted["perplexity"]
+
+    scores = once("gradient", lambda: gradient_scores(bench))["l1"]
+    once("base", lambda: bench.measure("selection", 0))
+    best = sorted(range(len(scores)), key=lambda layer: -scores[layer])[:CANDIDATES]
+    trained = {layer: fit(f"layer{layer}", (layer,), TRAINING) for layer in sorted({*best, 15}, reverse=True)}
+    layer = min(trained, key=trained.get)
+    rates = {
+        rate: fit(f"layer{layer}-rate{rate}", (layer,), TrainConfig(**asdict(TRAINING) | {"learning_rate": rate}))
+        for rate in RATES
+    }
+    all_rates = {
+        rate: fit(f"all-rate{rate}", None, TrainConfig(**asdict(TRAINING_ALL) | {"learning_rate": rate}))
+        for rate in ALL_RATES
+    }
+
+    def plain(value: float, unit: str) -> dict[str, Any]:
+        return {"value": value, "low": None, "high": None, "unit": unit}
+
+    return record.finish({
+        "layer": plain(layer, "decoder layer, counted from 0"),
+        "learning_rate": plain(min(rates, key=rates.get), "1"),
+        "learning_rate_all": plain(min(all_rates, key=all_rates.get), "1"),
+        "log10_range_of_scores": plain(math.log10(max(scores) / min(scores)), "1"),
+    })

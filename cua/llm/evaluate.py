@@ -1,0 +1,71 @@
+"""Perplexity, with everything that its value depends on."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import LlamaForCausalLM
+
+from cua.llm.prefix import SplitModel
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean next-token loss over non-overlapping windows (stride = window).
+
+    Attributes:
+        nll: summed loss of each window in nats, in order; keep it for paired comparisons.
+        window: tokens a window; each gives ``window - 1`` predictions, its first token is context only.
+        bos: whether that first token is the BOS token.
+    """
+
+    nll: tuple[float, ...]
+    window: int
+    bos: bool
+
+    @property
+    def tokens(self) -> int:
+        """Predicted tokens."""
+        return len(self.nll) * (self.window - 1)
+
+    @property
+    def value(self) -> float:
+        return math.exp(sum(self.nll) / self.tokens)
+
+    def __str__(self) -> str:
+        return f"perplexity {self.value:.3f} ({self.tokens:,} tokens, windows of {self.window:,}" + (
+            ", BOS)" if self.bos else ", no BOS)"
+        )
+
+
+@torch.no_grad()
+def perplexity(
+    model: LlamaForCausalLM,
+    windows: Tensor,
+    *,
+    split: SplitModel | None = None,
+    prefix: Tensor | None = None,
+    bos: bool = False,
+    progress: bool = False,
+) -> Perplexity:
+    """Token perplexity of a model as it stands, adapter included.
+
+    Args:
+        model: a ``LlamaForCausalLM``.
+        windows: ``(n, T)`` token ids from :func:`cua.llm.data.windows`.
+        split, prefix: hidden states from ``split.prefix(windows)``, to compute only the layers above the split.
+        bos: whether each window starts with the BOS token (recorded, not used).
+        progress: show a progress bar.
+
+    Returns:
+        A :class:`Perplexity`.
+    """
+    split = split or SplitModel(model, 0)
+    losses = []
+    for i in tqdm(range(len(windows)), desc="perplexity", unit="window", disable=not progress):
+        ids = windows[i : i + 1].to(model.device)
+        hidden = split.below(ids) if prefix is None else prefix[i : i + 1]
+        losses.append(split.nll(hidden, ids).item())
+    return Perplexity(tuple(losses), windows.shape[1], bos)

@@ -1,0 +1,56 @@
+"""Frozen-prefix computation: split a model below its first adapted layer.
+
+With the lowest adapter in layer l, the hidden states that enter layer l are the same at every training step and for
+every adapter.  They are computed once; training, selection and evaluation start from there.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import LlamaForCausalLM
+
+from cua.llm.loss import next_token_nll
+
+
+class SplitModel:
+    """Views of one model, below and from decoder layer ``layer``; the weights are shared, nothing is copied.
+
+    Args:
+        model: a ``LlamaForCausalLM``.
+        layer: l, 0 to the number of layers; 0 keeps only the embedding below.
+
+    Raises:
+        ValueError: if there is no such layer.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, layer: int) -> None:
+        layers = model.model.layers
+        if not 0 <= layer <= len(layers):
+            raise ValueError(f"layer {layer}: this model has {len(layers)} decoder layers, so 0 to {len(layers)}")
+        self.head = model.lm_head
+        self._below = _view(model.model, layers=layers[:layer], norm=nn.Identity())
+        self._above = _view(model.model, layers=layers[layer:])
+
+    @torch.no_grad()
+    def below(self, ids: Tensor) -> Tensor:
+        """Hidden states that enter layer l: token ids ``(batch, T)`` to ``(batch, T, d)``."""
+        return self._below(input_ids=ids, use_cache=False).last_hidden_state
+
+    def nll(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Summed next-token loss in nats from the hidden states that enter layer l, see :func:`next_token_nll`."""
+        output = self._above(inputs_embeds=hidden, use_cache=False).last_hidden_state
+        return next_token_nll(output, self.head, ids)
+
+    def prefix(self, ids: Tensor, *, progress: bool = False) -> Tensor:
+        """:meth:`below` for many windows, one at a time: ``(n, T)`` to ``(n, T, d)``, 4 T d bytes a window in float32."""
+        steps = tqdm(ids.split(1), desc="frozen prefix", unit="window", disable=not progress)
+        return torch.cat([self.below(window) for window in steps])
+
+
+def _view(model: nn.Module, **replaced: nn.Module) -> nn.Module:
+    """A shallow copy of a module with some children replaced; the original keeps its own."""
+    view = copy.copy(model)
+    view._modules = model._modules | replaced
+    return view

@@ -1,0 +1,84 @@
+"""Training: Adam on the adapter's few parameters, from the frozen prefix."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import LlamaForCausalLM
+
+from cua.adapter import Adapter
+from cua.llm.prefix import SplitModel
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Adam with linear warm-up and cosine decay to zero.
+
+    Attributes:
+        steps: optimiser steps.
+        learning_rate: at the end of the warm-up; theta is dimensionless (radians, for small angles).
+        batch: windows a step.
+        warmup: steps of linear warm-up.
+        seed: of the order in which windows are drawn (the adapter itself starts at zero, not at random).
+    """
+
+    steps: int
+    learning_rate: float = 0.02
+    batch: int = 1
+    warmup: int = 20
+    seed: int = 0
+
+
+def window_order(n_windows: int, config: TrainConfig) -> Tensor:
+    """Window indices ``(steps, batch)``: fresh permutations, one epoch after another."""
+    generator = torch.Generator().manual_seed(config.seed)
+    wanted = config.steps * config.batch
+    epochs = [torch.randperm(n_windows, generator=generator) for _ in range(math.ceil(wanted / n_windows))]
+    return torch.cat(epochs)[:wanted].view(config.steps, config.batch)
+
+
+def train(
+    model: LlamaForCausalLM,
+    adapter: Adapter,
+    windows: Tensor,
+    config: TrainConfig,
+    *,
+    prefix: Tensor | None = None,
+    progress: bool = False,
+) -> list[float]:
+    """Minimise the next-token loss over the adapter's parameters.
+
+    Args:
+        model: carries ``adapter``; everything else stays frozen.
+        adapter: from :func:`cua.attach`.
+        windows: ``(n, T)`` token ids.
+        config: schedule and seed.
+        prefix: hidden states ``(n, T, d)`` from ``SplitModel(model, adapter.first_layer).prefix(windows)``; computed
+            here if absent.
+        progress: show a progress bar.
+
+    Returns:
+        The mean loss of each step in nats a token, before that step's update.
+    """
+    split = SplitModel(model, adapter.first_layer)
+    if prefix is None:
+        prefix = split.prefix(windows, progress=progress)
+    optimizer = torch.optim.Adam(adapter.parameters(), lr=config.learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min(1.0, (step + 1) / config.warmup) * (1 + math.cos(math.pi * step / config.steps)) / 2,
+    )
+    losses = []
+    steps = tqdm(window_order(len(windows), config), desc="training", unit="step", disable=not progress)
+    for batch in steps:
+        ids = windows[batch].to(model.device)
+        loss = split.nll(prefix[batch].to(model.device), ids) / ids[:, 1:].numel()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(loss.item())
+        steps.set_postfix(loss=f"{loss.item():.3f}")
+    return losses
