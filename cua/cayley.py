@@ -14,6 +14,7 @@ the factor 1/2 is the convention of Cayley unitary adapters (arXiv:2605.05914).
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 def n_parameters(block_size: int) -> int:
@@ -71,12 +72,27 @@ def cayley(k: Tensor) -> Tensor:
         k: skew-symmetric ``(..., b, b)``, floating point.
 
     Returns:
-        Q, same shape and dtype; differentiable in ``k``.
+        Q, same shape and dtype; differentiable once in ``k``.
     """
-    half = (k if k.device.type == "mps" else k.double()) / 2
-    identity = torch.eye(k.shape[-1], dtype=half.dtype, device=k.device)
-    # (I - A) and (I + A)^-1 commute, so one solve from the left gives the product in either order.
-    return torch.linalg.solve(identity + half, identity - half).to(k.dtype)
+    return _Cayley.apply(k)
+
+
+class _Cayley(torch.autograd.Function):
+    """With R = (I + K/2)^-1 the transform is Q = 2R - I and its differential dQ = -R dK R: one solve serves both."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, k: Tensor) -> Tensor:
+        wide = k if k.device.type == "mps" else k.double()
+        identity = torch.eye(k.shape[-1], dtype=wide.dtype, device=k.device)
+        r = torch.linalg.solve(identity + wide / 2, identity)
+        ctx.save_for_backward(r.to(k.dtype))
+        return (2 * r - identity).to(k.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_q: Tensor) -> Tensor:
+        (r,) = ctx.saved_tensors
+        return -(r.mT @ grad_q @ r.mT)
 
 
 def inverse_cayley(q: Tensor) -> Tensor:

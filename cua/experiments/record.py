@@ -79,6 +79,16 @@ def load_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def quote(result: dict[str, Any], name: str, digits: int = 2) -> str:
+    """A headline number as text, with its interval: the only way that chapters state a recorded result."""
+    number = result["headline"][name]
+    unit = "" if number["unit"] in ("1", "perplexity") else f" {number['unit']}"
+    text = f"{number['value']:,.{digits}f}{unit}"
+    if number["low"] is not None:
+        text += f" [{number['low']:,.{digits}f}, {number['high']:,.{digits}f}]"
+    return text
+
+
 class Record:
     """An experiment in the making; every :meth:`add` leaves a valid file behind.
 

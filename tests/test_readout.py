@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cua import READOUTS, cayley, n_parameters, skew
+from cua.readout import block_matmul, sign_constrained
+
+# (n_blocks, b): one block, many tiles, sizes that do not divide a tile, blocks as wide as a tile and wider.
+SHAPES = [(1, 2), (1, 4), (1, 64), (7, 4), (8, 4), (9, 4), (144, 4), (37, 4), (17, 2), (13, 3), (50, 3), (31, 5)]
+SHAPES += [(5, 8), (3, 16), (7, 32), (3, 33), (6, 64), (24, 24)]
+
+
+def problem(n_blocks: int, b: int, *batch: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Random activations and orthogonal blocks."""
+    generator = torch.Generator().manual_seed(n_blocks * 100 + b)
+    theta = torch.randn(n_blocks, n_parameters(b), generator=generator, dtype=torch.float64)
+    x = torch.randn(*batch, n_blocks * b, generator=generator, dtype=torch.float64)
+    return x.to(dtype), cayley(skew(theta, b)).to(dtype)
+
+
+@pytest.mark.parametrize("batch", [(), (5,), (2, 3), (0,)], ids=str)
+@pytest.mark.parametrize(("n_blocks", "b"), SHAPES)
+def test_equals_the_dense_block_diagonal_matrix(n_blocks, b, batch):
+    x, q = problem(n_blocks, b, *batch)
+    torch.testing.assert_close(block_matmul(x, q), x @ torch.block_diag(*q).T, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 4e-2), (torch.float16, 5e-3)], ids=str
+)
+def test_keeps_a_narrower_dtype(dtype, tolerance):
+    x, q = problem(144, 4, 6, dtype=dtype)
+    y = block_matmul(x, q)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.double(), x.double() @ torch.block_diag(*q.double()).T, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("n_blocks", "b"), [(144, 4), (3, 33)])
+def test_reads_strided_inputs(n_blocks, b):
+    x, q = problem(n_blocks, b, 6)
+    expected = x @ torch.block_diag(*q).T
+    torch.testing.assert_close(block_matmul(x.mT.contiguous().mT, q.mT.contiguous().mT), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(block_matmul(x[:1].expand(4, -1), q), expected[:1].expand(4, -1), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("readout", READOUTS.values(), ids=READOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("n_blocks", "b"), SHAPES)
+def test_identity_blocks_change_no_bit(n_blocks, b, dtype, readout):
+    x, _ = problem(n_blocks, b, 9, dtype=dtype)
+    assert torch.equal(readout(x, torch.eye(b, dtype=dtype).expand(n_blocks, b, b)), x)
+
+
+@pytest.mark.parametrize(("n_blocks", "b"), [(1, 3), (5, 2), (3, 4), (2, 8)])
+def test_exact_gradient_against_finite_differences(n_blocks, b):
+    x, q = problem(n_blocks, b, 2, 3)
+    assert torch.autograd.gradcheck(block_matmul, (x.requires_grad_(), q.requires_grad_()))
+
+
+@pytest.mark.parametrize("needed", ["x", "q", "xq"])
+@pytest.mark.parametrize(("n_blocks", "b"), SHAPES)
+def test_exact_gradient_against_the_dense_matrix(n_blocks, b, needed):
+    def run(product):
+        x, q = problem(n_blocks, b, 2, 3)
+        x.requires_grad_("x" in needed)
+        q.requires_grad_("q" in needed)
+        product(x, q).mul(torch.arange(n_blocks * b)).sum().backward()
+        return [x.grad, q.grad]
+
+    ours, dense = run(block_matmul), run(lambda x, q: x @ torch.block_diag(*q).T)
+    for mine, theirs in zip(ours, dense, strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-11, atol=1e-9)
+
+
+@pytest.mark.parametrize(("n_blocks", "b"), SHAPES)
+def test_sign_constrained_by_hand(n_blocks, b):
+    x, q = problem(n_blocks, b, 5)
+    slices = x.numpy().reshape(5, n_blocks, b)
+    rotated = np.einsum("nij,tnj->tni", q.numpy(), slices)
+    expected = (np.sign(slices) * np.abs(rotated)).reshape(5, -1)
+    np.testing.assert_allclose(sign_constrained(x, q), expected, atol=1e-12)
+    assert not np.allclose(rotated.reshape(5, -1), expected)
+
+
+@pytest.mark.parametrize("readout", READOUTS.values(), ids=READOUTS)
+def test_the_norm_of_every_slice_is_kept(readout):
+    x, q = problem(144, 4, 5)
+    before, after = (a.unflatten(-1, (144, 4)).norm(dim=-1) for a in (x, readout(x, q)))
+    torch.testing.assert_close(after, before, rtol=1e-13, atol=0)
+
+
+def test_a_stored_zero_keeps_the_magnitude_and_its_sign():
+    q = cayley(skew(torch.tensor([[2.0]]), 2))  # [[0, -1], [1, 0]]
+    torch.testing.assert_close(sign_constrained(torch.tensor([0.0, 3.0]), q), torch.tensor([3.0, 0.0]))
+    torch.testing.assert_close(sign_constrained(torch.tensor([-0.0, 3.0]), q), torch.tensor([-3.0, 0.0]))
+
+
+def test_sign_constrained_gradient_against_finite_differences():
+    x, q = problem(4, 3, 2)
+    assert min(x.abs().min(), block_matmul(x, q).abs().min()) > 1e-3, "too near a kink for finite differences"
+    assert torch.autograd.gradcheck(sign_constrained, (x.requires_grad_(), q.requires_grad_()))
+
+
+def test_sign_constrained_has_no_gradient_at_a_vanishing_output():
+    x, q = torch.tensor([1.0, 1.0]), torch.tensor([[[1.0, -1.0], [1.0, 1.0]]]) / 2**0.5
+    x.requires_grad_()
+    sign_constrained(x, q)[0].backward()
+    assert torch.equal(x.grad, torch.zeros(2))
+
+
+def test_names():
+    assert READOUTS == {"exact": block_matmul, "sign-constrained": sign_constrained}
