@@ -206,7 +206,7 @@ for name, study in studies.items():
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-recorded", "caption": "Recorded: change of WikiText-2 test perplexity, SmolLM2-135M-Instruct. Small marks are seeds, bars 95 % intervals of their mean. The paper's figure is for another model and protocol."}, "image": {"alt": "Horizontal point plot. One v_proj with 864 parameters lies a few per cent below zero, all thirty with 25,920 parameters much lower, sign-constrained slightly to the right of exact in both; the paper's minus 1.4 per cent is marked for orientation."}}
 figure, axes = plt.subplots()
-for row, (name, study) in enumerate(studies.items()):
+for row, study in enumerate(studies.values()):
     for offset, readout, marker in [(-0.12, "exact", "o"), (0.12, "sign-constrained", "s")]:
         values = changes(study, readout)
         number = mean_interval(values, "%")

@@ -1,6 +1,6 @@
 """Re-run chapters in place: ``python book/execute.py book/01_cayley.py ...``.
 
-A chapter is skipped if neither its code nor anything it reads (the library, the pins, recorded results and adapters) has
+A chapter is skipped if neither its code nor anything it reads (the library, the pins, recorded results and adapters)
 changed since it last ran here; its prose is brought over all the same.
 """
 

@@ -1,4 +1,4 @@
-"""Cayley unitary adapters: trainable orthogonal blocks, small enough for quantum circuits, in a frozen language model."""
+"""Cayley unitary adapters: trainable orthogonal blocks, small enough for quantum circuits, in a frozen model."""
 
 from cua.adapter import Adapter, CayleyLinear, CUAConfig, attach
 from cua.cayley import cayley, inverse_cayley, n_parameters, skew, unskew
@@ -7,10 +7,10 @@ from cua.readout import READOUTS
 
 __version__ = "0.1.0"
 __all__ = [
+    "READOUTS",
     "Adapter",
     "CUAConfig",
     "CayleyLinear",
-    "READOUTS",
     "attach",
     "cayley",
     "inverse_cayley",

@@ -184,8 +184,10 @@ class Adapter:
 
     def __str__(self) -> str:
         total = sum(p.numel() for p in self.model.parameters()) - self.n_parameters
-        rows = [f"{self.config.side} side, {self.config.readout} readout, {self.config.block_size}x"
-                f"{self.config.block_size} blocks"]
+        rows = [
+            f"{self.config.side} side, {self.config.readout} readout, {self.config.block_size}x"
+            f"{self.config.block_size} blocks"
+        ]
         for name, module in self.modules.items():
             rows.append(f"  {name}: {len(module.theta):,} blocks, {module.theta.numel():,} parameters")
         share = 100 * self.n_parameters / total

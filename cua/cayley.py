@@ -37,9 +37,7 @@ def skew(theta: Tensor, block_size: int) -> Tensor:
     """
     expected = n_parameters(block_size)
     if theta.shape[-1] != expected:
-        raise ValueError(
-            f"a block of size {block_size} has {expected} parameters, but theta ends in {theta.shape[-1]}"
-        )
+        raise ValueError(f"a block of size {block_size} has {expected} parameters, but theta ends in {theta.shape[-1]}")
     rows, columns = torch.triu_indices(block_size, block_size, 1, device=theta.device)
     upper = theta.new_zeros(*theta.shape[:-1], block_size, block_size)
     upper[..., rows, columns] = theta

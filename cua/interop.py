@@ -78,8 +78,14 @@ def from_peft(model: nn.Module, folder: str | Path) -> Adapter:
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, OFTConfig):
         raise ValueError(f"{folder} is a {config.peft_type} checkpoint, not OFT")
-    wanted = {"use_cayley_neumann": False, "coft": False, "block_share": False, "bias": "none",
-              "fan_in_fan_out": False, "modules_to_save": None}
+    wanted = {
+        "use_cayley_neumann": False,
+        "coft": False,
+        "block_share": False,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "modules_to_save": None,
+    }
     for option, value in wanted.items():
         if getattr(config, option) != value:
             raise ValueError(f"{folder} has {option}={getattr(config, option)!r}; only {value!r} is an exact rotation")

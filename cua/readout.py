@@ -50,8 +50,8 @@ class _BlockProduct(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_q = torch.empty_like(q)
             for blocks, columns, group in _chunks(x, q):
-                products = torch.bmm(_tiled(grad_y, columns, group * q.shape[-1]).mT,
-                                     _tiled(x, columns, group * q.shape[-1]))
+                width = group * q.shape[-1]
+                products = torch.bmm(_tiled(grad_y, columns, width).mT, _tiled(x, columns, width))
                 grad_q[blocks] = _tile_diagonal(products, group).flatten(0, 1)
         return grad_x, grad_q
 

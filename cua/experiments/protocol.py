@@ -129,18 +129,20 @@ class WikitextStudy:
     def run(self) -> dict[str, Any]:
         """Record every run that is not recorded yet, and the headline once all are."""
         bench = Bench.prepare(test=True)
-        record = Record({
-            "name": self.name,
-            "question": self.question,
-            "config": {
-                "adapter": {k: v for k, v in asdict(self.adapter).items() if k != "readout"},
-                "training": {k: v for k, v in asdict(self.training).items() if k != "seed"},
-                "readouts": self.readouts,
-            },
-            "seeds": self.seeds,
-            "model": identity(bench.model),
-            "data": bench.data,
-        })
+        record = Record(
+            {
+                "name": self.name,
+                "question": self.question,
+                "config": {
+                    "adapter": {k: v for k, v in asdict(self.adapter).items() if k != "readout"},
+                    "training": {k: v for k, v in asdict(self.training).items() if k != "seed"},
+                    "readouts": self.readouts,
+                },
+                "seeds": self.seeds,
+                "model": identity(bench.model),
+                "data": bench.data,
+            }
+        )
         layer = min(self.adapter.layers or (0,))
         if not record.has("base"):
             started = time.perf_counter()
@@ -165,7 +167,9 @@ class WikitextStudy:
             "base_perplexity": {"value": base["perplexity"], "low": None, "high": None, "unit": "perplexity"},
             "parameters": {
                 "value": runs[f"{self.readouts[0]}-seed{self.seeds[0]}"]["parameters"],
-                "low": None, "high": None, "unit": "parameters",
+                "low": None,
+                "high": None,
+                "unit": "parameters",
             },
         }
         for readout in self.readouts:

@@ -20,8 +20,12 @@ from cua.llm.models import identity, load_model
 from cua.llm.prefix import SplitModel
 
 ADAPTER, PREFIX = "adapter_speed", "prefix_speed"
-ADAPTER_QUESTION = "How long do 4x4 blocks on a 4096-to-1024 projection take beside PEFT's OFT, and at what peak memory?"
-PREFIX_QUESTION = "How much faster is a training step that starts at the adapted layer than one through the whole model?"
+ADAPTER_QUESTION = (
+    "How long do 4x4 blocks on a 4096-to-1024 projection take beside PEFT's OFT, and at what peak memory?"
+)
+PREFIX_QUESTION = (
+    "How much faster is a training step that starts at the adapted layer than one through the whole model?"
+)
 TOKENS, REPEATS = 512, 60
 LAYERS, STEPS, LENGTHS = (15, 27), 12, (512, 1024)
 
@@ -40,12 +44,16 @@ def run_adapter() -> dict[str, Any]:
         peft["v_proj"].oft_R["default"].weight.copy_(theta / -2)
     x = torch.randn(1, TOKENS, 4096, requires_grad=True)  # as inside a model: the input needs a gradient too
     difference = (ours["v_proj"](x) - peft["v_proj"](x)).abs().max().item()
-    record = Record({
-        "name": ADAPTER, "question": ADAPTER_QUESTION,
-        "config": {"tokens": TOKENS, "repeats": REPEATS, "layer": [4096, 1024], "block_size": 4},
-        "seeds": [0], "model": {"name": "one nn.Linear, random", "parameters": 4096 * 1024, "dtype": "float32"},
-        "data": {},
-    })
+    record = Record(
+        {
+            "name": ADAPTER,
+            "question": ADAPTER_QUESTION,
+            "config": {"tokens": TOKENS, "repeats": REPEATS, "layer": [4096, 1024], "block_size": 4},
+            "seeds": [0],
+            "model": {"name": "one nn.Linear, random", "parameters": 4096 * 1024, "dtype": "float32"},
+            "data": {},
+        }
+    )
     layers = {"cua": ours["v_proj"], "peft": peft["v_proj"], "linear": base}
 
     def forward(name: str) -> None:
@@ -66,23 +74,30 @@ def run_adapter() -> dict[str, Any]:
         {"seconds": timings, "peak_bytes": memory, "largest_output_difference": difference},
         time.perf_counter() - started,
     )
-    return record.finish({
-        "forward": _ratio(timings["forward"], "cua", "peft"),
-        "forward_backward": _ratio(timings["forward_backward"], "cua", "peft"),
-        "peak_memory": {"value": memory["cua"] / memory["peft"], "low": None, "high": None, "unit": "x PEFT"},
-        "forward_over_bare_layer": _ratio(timings["forward"], "cua", "linear") | {"unit": "x bare layer"},
-    })
+    return record.finish(
+        {
+            "forward": _ratio(timings["forward"], "cua", "peft"),
+            "forward_backward": _ratio(timings["forward_backward"], "cua", "peft"),
+            "peak_memory": {"value": memory["cua"] / memory["peft"], "low": None, "high": None, "unit": "x PEFT"},
+            "forward_over_bare_layer": _ratio(timings["forward"], "cua", "linear") | {"unit": "x bare layer"},
+        }
+    )
 
 
 def run_prefix() -> dict[str, Any]:
     """A training step at several layers and window lengths: plain loop (transformers' own loss) against ours."""
     model, tokenizer = load_model()
     corpus = load_corpus("wikipedia", "train")
-    record = Record({
-        "name": PREFIX, "question": PREFIX_QUESTION,
-        "config": {"layers": LAYERS, "lengths": LENGTHS, "steps": STEPS, "block_size": 4},
-        "seeds": [0], "model": identity(model), "data": {"train": corpus.provenance()},
-    })
+    record = Record(
+        {
+            "name": PREFIX,
+            "question": PREFIX_QUESTION,
+            "config": {"layers": LAYERS, "lengths": LENGTHS, "steps": STEPS, "block_size": 4},
+            "seeds": [0],
+            "model": identity(model),
+            "data": {"train": corpus.provenance()},
+        }
+    )
     headline = {}
     for length in LENGTHS:
         ids = windows(tokenizer, corpus.text, length)[:1]
@@ -130,8 +145,12 @@ def _ratio(seconds: dict[str, list[float]], numerator: str, denominator: str) ->
     """Median of the pairwise ratios with its 95 % bootstrap interval."""
     ratios = np.array(seconds[numerator]) / np.array(seconds[denominator])
     interval = stats.bootstrap((ratios,), np.median, method="percentile", rng=0).confidence_interval
-    return {"value": float(np.median(ratios)), "low": float(interval.low), "high": float(interval.high),
-            "unit": f"x {denominator.upper()}"}
+    return {
+        "value": float(np.median(ratios)),
+        "low": float(interval.low),
+        "high": float(interval.high),
+        "unit": f"x {denominator.upper()}",
+    }
 
 
 def _peak_bytes(call: Callable[[], None]) -> int:

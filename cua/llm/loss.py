@@ -1,8 +1,8 @@
 """Next-token loss from hidden states, without ever holding all logits at once.
 
-A window of T tokens has T x V logits (SmolLM2: 49,152 columns, 200 MB in float32 for 1,024 tokens), and the textbook loop keeps
-several copies of them.  Here rows are taken in chunks, and the gradient with respect to the hidden states is computed
-while the chunk's logits are at hand, so the backward pass costs nothing more.
+A window of T tokens has T x V logits (SmolLM2: 49,152 columns, 200 MB in float32 for 1,024 tokens), and the textbook
+loop keeps several copies of them.  Here rows are taken in chunks, and the gradient with respect to the hidden states is
+computed while the chunk's logits are at hand, so the backward pass costs nothing more.
 """
 
 import torch

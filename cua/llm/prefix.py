@@ -44,7 +44,7 @@ class SplitModel:
         return next_token_nll(output, self.head, ids)
 
     def prefix(self, ids: Tensor, *, progress: bool = False) -> Tensor:
-        """:meth:`below` for many windows, one at a time: ``(n, T)`` to ``(n, T, d)``, 4 T d bytes a window in float32."""
+        """:meth:`below` for many windows, one at a time: ``(n, T)`` to ``(n, T, d)``, 4 T d bytes each in float32."""
         steps = tqdm(ids.split(1), desc="frozen prefix", unit="window", disable=not progress)
         return torch.cat([self.below(window) for window in steps])
 

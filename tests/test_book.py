@@ -1,0 +1,88 @@
+"""The chapters as files: pairs in sync, every cell executed, the format that DESIGN asks of a chapter."""
+
+import re
+import statistics
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+BOOK = Path(__file__).resolve().parents[1] / "book"
+CHAPTERS = sorted(BOOK.glob("[0-9][0-9]_*.py"))
+REQUIRED = ("The question", "*Run time:*", "## What we learned", "**What this does not show.**", "## Exercises")
+
+
+@pytest.fixture(params=CHAPTERS, ids=lambda path: path.stem)
+def chapter(request):
+    script = request.param
+    return jupytext.read(script), nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_there_are_chapters():
+    assert len(CHAPTERS) >= 3
+
+
+def test_script_and_notebook_hold_the_same_cells(chapter):
+    script, notebook = chapter
+    assert [(c.cell_type, c.source) for c in script.cells] == [(c.cell_type, c.source) for c in notebook.cells]
+    assert [c.metadata for c in script.cells] == [c.metadata for c in notebook.cells]
+
+
+def test_every_code_cell_was_executed_in_order_and_left_no_error_or_warning(chapter):
+    _, notebook = chapter
+    assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
+    for cell in code(notebook):
+        for output in cell.outputs:
+            assert output.output_type != "error", cell.source
+            assert output.get("name") != "stderr", output.get("text")
+
+
+def test_outputs_name_no_path_of_the_machine(chapter):
+    _, notebook = chapter
+    for cell in code(notebook):
+        text = str([{k: v for k, v in output.items() if k != "data"} for output in cell.outputs])
+        text += str([output.get("data", {}).get("text/plain") for output in cell.outputs])
+        assert not re.search(r"(/home/|/root/|/tmp/|/Users/|/work/|C:\\\\)", text), cell.source
+
+
+def test_cells_are_few_and_short(chapter):
+    script, _ = chapter
+    lines = [len(cell.source.splitlines()) for cell in code(script)]
+    assert len(lines) <= 20
+    assert max(lines) <= 25
+    assert statistics.median(lines) <= 10
+
+
+def test_prose_outweighs_code(chapter):
+    script, _ = chapter
+    words = sum(len(cell.source.split()) for cell in script.cells if cell.cell_type == "markdown")
+    lines = sum(len(cell.source.splitlines()) for cell in code(script))
+    assert 5 <= words / lines <= 15
+
+
+def test_chapter_opens_with_its_question_and_closes_with_exercises(chapter):
+    script, _ = chapter
+    prose = "\n".join(cell.source for cell in script.cells if cell.cell_type == "markdown")
+    positions = [prose.index(part) for part in REQUIRED]
+    assert positions == sorted(positions)
+    assert prose.count("{dropdown} Solution") == len(re.findall(r"^\*\*\d\.\*\*", prose, re.MULTILINE)) >= 2
+
+
+def test_every_figure_has_alt_text_and_a_caption(chapter):
+    _, notebook = chapter
+    for cell in code(notebook):
+        if any("image/png" in output.get("data", {}) for output in cell.outputs):
+            assert len(cell.metadata["mystnb"]["image"]["alt"]) > 40, cell.source
+            assert len(cell.metadata["mystnb"]["figure"]["caption"]) > 20, cell.source
+
+
+def test_only_the_bootstrap_cell_is_kept_from_nbval(chapter):
+    script, _ = chapter
+    skipped = [cell.source for cell in code(script) if "NBVAL" in cell.source or "nbval" in str(cell.metadata)]
+    assert len(skipped) == 1
+    assert skipped[0].startswith("# NBVAL_SKIP\n# On Colab")
