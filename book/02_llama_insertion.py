@@ -48,6 +48,7 @@ if importlib.util.find_spec("cua") is None:
 
 # %%
 import tempfile
+import warnings
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -61,6 +62,7 @@ from cua.llm.models import load_model
 from cua.plotting import COLOURS, use_style
 
 use_style()
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft calls a renamed method
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-insertion", "caption": "One attention layer. The blocks stand before v_proj alone; every other weight is frozen."}, "image": {"alt": "Flow chart from left to right: the normalised input x goes to q_proj, k_proj and, through a row of small squares labelled Q 1 to Q n, to v_proj; all three meet in attention, followed by o_proj."}}
 figure, axes = plt.subplots(figsize=(7, 2.6))
@@ -73,10 +75,16 @@ def box(x: float, y: float, label: str, colour: str = "#f2f2f2", width: float = 
     axes.text(x + width / 2, y + 0.35, label, ha="center", va="center", fontsize=9)
 
 
+def arrow(x0: float, y0: float, x1: float, y1: float) -> None:
+    axes.annotate("", (x1, y1), (x0, y0), arrowprops={"arrowstyle": "->", "color": COLOURS["base"]})
+
+
 for y, name in [(3.0, "q_proj"), (1.7, "k_proj"), (0.4, "v_proj")]:
     box(5, y, name)
-    axes.annotate("", (5, y + 0.35), (1.7, 2.05), arrowprops={"arrowstyle": "->", "color": COLOURS["base"]})
-    axes.annotate("", (7.2, 2.05), (6.5, y + 0.35), arrowprops={"arrowstyle": "->", "color": COLOURS["base"]})
+    arrow(1.7, 2.05, 5 if y > 1 else 2.7, y + 0.35)
+    arrow(6.5, y + 0.35, 7.2, 2.05)
+arrow(4.7, 0.75, 5, 0.75)
+arrow(8.5, 2.05, 8.8, 2.05)
 box(0.1, 1.7, "x (576 wide)", width=1.6)
 for i, label in enumerate(["$Q_1$", "$Q_2$", "...", "$Q_n$"]):
     box(2.7 + 0.5 * i, 0.4, label, "#cfe3f1", width=0.5)
@@ -202,7 +210,7 @@ figure, panels = plt.subplots(1, 2, sharex=True, sharey=True)
 pick = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(0))[:2000]
 for axes, output, name in zip(panels, (y, y_signs), ("exact", "sign-constrained"), strict=True):
     axes.scatter(x.flatten()[pick], output.flatten()[pick], s=4, alpha=0.5, color=COLOURS[name])
-    axes.set(title=name, xlabel="input component $x_i$", xlim=(-2, 2), ylim=(-2, 2))
+    axes.set(title=name, xlabel="input component $x_i$", xlim=(-1, 1), ylim=(-1, 1))
 panels[0].set_ylabel("output component $y_i$")
 plt.show()
 

@@ -44,7 +44,12 @@ def run(script: Path, inputs: bytes) -> str:
             cell.outputs, cell.execution_count = old.outputs, old.execution_count
     else:
         NotebookClient(
-            fresh, timeout=600, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(BOOK)}}
+            fresh,
+            timeout=600,
+            kernel_name="python3",
+            record_timing=False,
+            coalesce_streams=True,
+            resources={"metadata": {"path": str(BOOK)}},
         ).execute()
     # Cell ids as in the stored notebook, or by position: random ones would change at every run.
     for i, cell in enumerate(fresh.cells):
