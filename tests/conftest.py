@@ -14,25 +14,31 @@ from cua.llm.models import load_model
 VOCABULARY = 97
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny tensors gain nothing from threads, and on a busy machine lose a factor of ten to waiting for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def make_llama() -> Callable[..., LlamaForCausalLM]:
     """Random 4-layer Llamas; the weights are large enough for the logits to spread over several units."""
 
     def make(seed: int = 0, **options) -> LlamaForCausalLM:
         torch.manual_seed(seed)
-        settings = dict(
-            vocab_size=VOCABULARY,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            initializer_range=0.2,
-            tie_word_embeddings=False,
-            bos_token_id=0,
-            eos_token_id=None,
-        )
+        settings = {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "initializer_range": 0.2,
+            "tie_word_embeddings": False,
+            "bos_token_id": 0,
+            "eos_token_id": None,
+        }
         return LlamaForCausalLM(LlamaConfig(**settings | options)).eval()
 
     return make

@@ -1,0 +1,116 @@
+"""Recorded results against what the committed adapters and the data give today: a slice of each, recomputed."""
+
+import json
+import os
+
+import pytest
+import torch
+from torch import nn
+
+import cua
+from cua import CUAConfig
+from cua.experiments.protocol import TEST_WINDOW, WikitextStudy, percent_change, wikitext_splits
+from cua.experiments.record import ADAPTERS, RESULTS
+from cua.experiments.v_proj import ALL_LAYERS, ONE_LAYER
+from cua.llm.data import load_corpus, windows
+from cua.llm.evaluate import perplexity
+from cua.llm.models import identity
+
+# A window's summed loss (about 3,500 nats) is stored to 1e-4; other CPUs and thread counts round differently.
+NATS = 0.05
+STUDIES = [study for study in (ONE_LAYER, ALL_LAYERS) if (RESULTS / f"{study.name}.json").exists()]
+
+needs_copy = pytest.mark.skipif(
+    not os.environ.get("CUA_HUB_COPY"), reason="WikiText-2 is not at hand; name a hub copy in CUA_HUB_COPY"
+)
+
+
+def recorded(name: str) -> dict:
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        pytest.skip(f"{name} is not recorded yet")
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def test_windows(embedded):
+    corpus = load_corpus("wikitext-2", "test")
+    return corpus, windows(embedded[1], corpus.text, TEST_WINDOW)
+
+
+@needs_copy
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_a_window_of_every_readout_gives_the_recorded_loss(study: WikitextStudy, embedded, test_windows):
+    model, _ = embedded
+    result, (corpus, ids) = recorded(study.name), test_windows
+    assert result["model"] == identity(model)
+    assert result["data"]["test"].items() >= corpus.provenance().items()
+    assert result["data"]["test"]["windows"] == len(ids)
+    base = perplexity(model, ids[3:4]).nll[0]
+    assert base == pytest.approx(result["runs"]["base"]["nll"][3], abs=NATS)
+    for readout in study.readouts:
+        key = f"{readout}-seed0"
+        if key not in result["runs"]:
+            assert result["status"] == "partial"
+            continue
+        adapter = cua.load(model, ADAPTERS / study.name / key)
+        assert adapter.config.readout == readout
+        adapted = perplexity(model, ids[3:4]).nll[0]
+        adapter.detach()
+        assert adapted == pytest.approx(result["runs"][key]["nll"][3], abs=NATS)
+        assert abs(adapted - base) > 10 * NATS
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_the_headline_follows_from_the_runs(study: WikitextStudy):
+    result = recorded(study.name)
+    runs = result["runs"]
+    for key, run in runs.items():
+        mean = sum(run["nll"]) / run["tokens"]
+        assert run["perplexity"] == pytest.approx(torch.tensor(mean).exp().item(), rel=1e-5), key
+        assert run["tokens"] == len(run["nll"]) * (TEST_WINDOW - 1)
+    if result["status"] == "complete":
+        assert result["headline"] == study.headline(runs)
+        for readout in study.readouts:
+            changes = [percent_change(runs[f"{readout}-seed{seed}"], runs["base"]) for seed in study.seeds]
+            value = result["headline"][f"{readout.replace('-', '_')}_change"]["value"]
+            assert value == pytest.approx(sum(changes) / len(changes))
+
+
+@needs_copy
+def test_selection_looked_at_validation_only_and_its_base_loss_holds(embedded):
+    model, tokenizer = embedded
+    result = recorded("v_proj_selection")
+    assert "test" not in result["data"]
+    selection = wikitext_splits()["selection"]
+    assert result["data"]["selection"]["sha256"] == selection.provenance()["sha256"]
+    ids = windows(tokenizer, selection.text, TEST_WINDOW)[:1]
+    assert perplexity(model, ids).nll[0] == pytest.approx(result["runs"]["base"]["nll"][0], abs=NATS)
+
+
+def test_the_study_uses_what_the_selection_chose():
+    chosen = recorded("v_proj_selection")["headline"]
+    if not chosen:
+        pytest.skip("the selection is not complete")
+    assert ONE_LAYER.adapter.layers == (chosen["layer"]["value"],)
+    assert ONE_LAYER.training.learning_rate == chosen["learning_rate"]["value"]
+    assert ALL_LAYERS.training.learning_rate == chosen["learning_rate_all"]["value"]
+
+
+def test_prefix_speed_timed_the_loss_that_the_model_has(embedded):
+    model, tokenizer = embedded
+    result, corpus = recorded("prefix_speed"), load_corpus("wikipedia", "train")
+    assert result["data"]["train"]["sha256"] == corpus.provenance()["sha256"]
+    ids = windows(tokenizer, corpus.text, 512)[:1]
+    loss = perplexity(model, ids).nll[0] / 511
+    for key, run in result["runs"].items():
+        assert run["loss"]["plain"] == pytest.approx(run["loss"]["frozen_prefix"], abs=1e-5), key
+    assert result["runs"]["layer15_512_tokens"]["loss"]["plain"] == pytest.approx(loss, abs=1e-4)
+
+
+def test_adapter_speed_compared_layers_that_compute_the_same():
+    result = recorded("adapter_speed")
+    assert result["runs"]["timings"]["largest_output_difference"] < 1e-5
+    layer = nn.ModuleDict({"v_proj": nn.Linear(*result["config"]["layer"], bias=False)})
+    block_size = result["config"]["block_size"]
+    assert cua.attach(layer, CUAConfig(block_size=block_size)).n_parameters == 6144

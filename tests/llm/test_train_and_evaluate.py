@@ -1,0 +1,151 @@
+import math
+
+import pytest
+import torch
+
+from cua import READOUTS, CUAConfig, attach
+from cua.llm.evaluate import Perplexity, perplexity
+from cua.llm.prefix import SplitModel
+from cua.llm.train import TrainConfig, train, window_order
+
+
+@pytest.fixture
+def windows() -> torch.Tensor:
+    return torch.randint(97, (6, 16), generator=torch.Generator().manual_seed(3))
+
+
+def thetas(adapter):
+    return torch.cat([theta.detach().flatten() for theta in adapter.parameters()])
+
+
+@pytest.mark.parametrize(("readout", "batch"), [("exact", 2), ("sign-constrained", 1)])
+def test_training_is_the_plain_loop(make_llama, windows, readout, batch):
+    config = TrainConfig(steps=20, learning_rate=0.05, batch=batch, warmup=5, seed=4)
+    ours, plain = make_llama(), make_llama()
+    adapter = attach(ours, CUAConfig(layers=(1, 2), readout=readout))
+    losses = train(ours, adapter, windows, config)
+
+    plain_adapter = attach(plain, CUAConfig(layers=(1, 2), readout=readout))
+    optimizer = torch.optim.Adam(plain_adapter.parameters())
+    expected = []
+    for step, chosen in enumerate(window_order(len(windows), config)):
+        warmup = (step + 1) / 5 if step < 5 else 1
+        optimizer.param_groups[0]["lr"] = 0.05 * warmup * 0.5 * (1 + math.cos(math.pi * step / 20))
+        loss = plain(input_ids=windows[chosen], labels=windows[chosen]).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    assert losses == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(thetas(adapter), thetas(plain_adapter), rtol=0, atol=1e-4)
+    assert thetas(adapter).abs().max() > 0.1
+
+
+def test_a_seed_fixes_every_bit_and_another_one_does_not(make_llama, windows):
+    def run(seed):
+        model = make_llama()
+        adapter = attach(model, CUAConfig())
+        return train(model, adapter, windows, TrainConfig(steps=8, seed=seed)), thetas(adapter)
+
+    (losses, parameters), (again, same), (other_losses, other) = run(0), run(0), run(1)
+    assert losses == again
+    assert torch.equal(parameters, same)
+    assert losses != other_losses
+    assert not torch.equal(parameters, other)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_loss_falls_on_a_sequence_to_memorise(llama, readout):
+    sequence = torch.arange(12)[None]
+    adapter = attach(llama, CUAConfig(("q_proj", "down_proj"), layers=(2, 3), block_size=8, readout=readout))
+    losses = train(llama, adapter, sequence, TrainConfig(steps=50, learning_rate=0.1))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_training_touches_nothing_but_the_adapter(llama, windows):
+    adapter = attach(llama, CUAConfig(layers=(2,)))
+    before = {name: p.clone() for name, p in llama.named_parameters() if "theta" not in name}
+    modules = dict(llama.named_modules())
+    train(llama, adapter, windows, TrainConfig(steps=3))
+    assert all(torch.equal(p, before[name]) for name, p in llama.named_parameters() if "theta" not in name)
+    assert dict(llama.named_modules()) == modules
+    assert all(p.grad is None for name, p in llama.named_parameters() if "theta" not in name)
+
+
+def test_a_given_prefix_is_the_computed_one(make_llama, windows):
+    config = TrainConfig(steps=6)
+    given, computed = make_llama(), make_llama()
+    adapters = [attach(model, CUAConfig(layers=(2,))) for model in (given, computed)]
+    prefix = SplitModel(given, 2).prefix(windows)
+    assert train(given, adapters[0], windows, config, prefix=prefix) == train(computed, adapters[1], windows, config)
+
+
+def test_the_first_loss_is_that_of_the_base_model(frozen, windows):
+    base = perplexity(frozen, windows)
+    adapter = attach(frozen, CUAConfig())
+    config = TrainConfig(steps=2)
+    losses = train(frozen, adapter, windows, config)
+    assert losses[0] == pytest.approx(base.nll[window_order(6, config)[0, 0]] / 15, rel=1e-6)
+
+
+def test_training_without_warmup(llama, windows):
+    adapter = attach(llama, CUAConfig(layers=(3,)))
+    assert len(train(llama, adapter, windows, TrainConfig(steps=2, warmup=0))) == 2
+
+
+@pytest.mark.parametrize(
+    ("n_windows", "steps", "batch"), [(6, 12, 1), (6, 6, 2), (5, 4, 3), (7, 3, 1), (3, 2, 5), (1, 4, 1)]
+)
+def test_each_epoch_draws_each_window_once(n_windows, steps, batch):
+    order = window_order(n_windows, TrainConfig(steps=steps, batch=batch))
+    assert order.shape == (steps, batch)
+    for epoch in order.flatten().split(n_windows):
+        assert len(set(epoch.tolist())) == len(epoch)
+        assert set(epoch.tolist()) <= set(range(n_windows))
+
+
+def test_epochs_and_seeds_differ():
+    first, second = window_order(50, TrainConfig(steps=100)).flatten().split(50)
+    assert not torch.equal(first, second)
+    assert not torch.equal(first, window_order(50, TrainConfig(steps=50, seed=1)).flatten())
+
+
+def test_drawing_an_order_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    window_order(10, TrainConfig(steps=10))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_perplexity_is_that_of_transformers(frozen, windows, move, adapted):
+    if adapted:
+        move(attach(frozen, CUAConfig()))
+    with torch.no_grad():
+        losses = [frozen(input_ids=row[None], labels=row[None]).loss.item() for row in windows]
+    measured = perplexity(frozen, windows)
+    assert measured.value == pytest.approx(math.exp(sum(losses) / 6), rel=1e-5)
+    assert [nll / 15 for nll in measured.nll] == pytest.approx(losses, rel=1e-5)
+    assert measured.tokens == 6 * 15
+
+
+@pytest.mark.parametrize("layer", range(5))
+def test_perplexity_from_a_prefix_agrees(frozen, windows, move, layer):
+    move(attach(frozen, CUAConfig()))
+    split = SplitModel(frozen, layer)
+    from_prefix = perplexity(frozen, windows, split=split, prefix=split.prefix(windows))
+    assert from_prefix.nll == pytest.approx(perplexity(frozen, windows).nll, rel=1e-6)
+
+
+def test_perplexity_of_the_embedded_model(embedded, sentence):
+    model, _ = embedded
+    with torch.no_grad():
+        loss = model(input_ids=sentence, labels=sentence).loss.item()
+    assert perplexity(model, sentence).value == pytest.approx(math.exp(loss), rel=1e-5)
+
+
+def test_perplexity_states_its_terms():
+    measured = Perplexity(nll=(2046.0, 4092.0), window=1024, bos=True)
+    assert measured.tokens == 2046
+    assert measured.value == pytest.approx(math.exp(3))
+    assert str(measured) == "perplexity 20.086 (2,046 tokens, windows of 1,024, BOS)"
+    assert "no BOS" in str(Perplexity(nll=(1.0,), window=2, bos=False))
