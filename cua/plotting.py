@@ -39,7 +39,10 @@ def use_style() -> None:
     )
 
 
-def interval(axes: Axes, position: float, number: dict, **style: object) -> None:
-    """Draw a headline number ``{value, low, high}`` as a point with its interval, horizontally."""
+def interval(axes: Axes, number: dict, *, x: float | None = None, y: float | None = None, **style: object) -> None:
+    """Draw a headline number ``{value, low, high}`` as a point with its interval: upright at x, or lying at y."""
     error = [[number["value"] - number["low"]], [number["high"] - number["value"]]]
-    axes.errorbar(number["value"], position, xerr=error, fmt="o", capsize=4, **style)
+    if y is None:
+        axes.errorbar(x, number["value"], yerr=error, capsize=4, **style)
+    else:
+        axes.errorbar(number["value"], y, xerr=error, capsize=4, **style)
