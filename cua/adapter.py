@@ -8,63 +8,15 @@ An adapter puts a block-diagonal orthogonal matrix Q = diag(Q_1, ..., Q_n) on on
 ``y = W Q x`` (side "input", as in arXiv:2605.05914) or ``y = Q (W x + bias)`` (side "output").
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from cua.cayley import cayley, n_parameters, skew
+from cua.cayley import cayley, skew
+from cua.config import CUAConfig, layer_number, matching_layers, theta_shape
 from cua.readout import READOUTS, block_matmul
-
-SIDES = ("input", "output")
-
-
-@dataclass(frozen=True)
-class CUAConfig:
-    """Where the blocks sit and how they are read.
-
-    Attributes:
-        target_modules: a tuple of name suffixes (``("v_proj",)``; a module matches if its dotted name ends in
-            one of them), or one regular expression that the whole dotted name has to match.
-        layers: decoder layers to adapt, counted from 0; ``None`` for all.
-        side: "input" (Q before the linear layer) or "output" (Q after it).
-        block_size: b, 2 to 64; has to divide the width of that side.
-        readout: "exact" or "sign-constrained", see :mod:`cua.readout`.
-
-    Raises:
-        ValueError: naming the field that is wrong and what would be right.
-    """
-
-    target_modules: tuple[str, ...] | str = ("v_proj",)
-    layers: tuple[int, ...] | None = None
-    side: str = "input"
-    block_size: int = 4
-    readout: str = "exact"
-
-    def __post_init__(self) -> None:
-        for field in ("target_modules", "layers"):  # lists come from JSON and from hurried users
-            value = getattr(self, field)
-            object.__setattr__(self, field, tuple(value) if isinstance(value, list | range) else value)
-        if not self.target_modules:
-            raise ValueError("target_modules is empty; name at least one suffix, for example ('v_proj',)")
-        if isinstance(self.target_modules, str):
-            try:
-                re.compile(self.target_modules)
-            except re.error as error:
-                raise ValueError(
-                    f"target_modules={self.target_modules!r} is not a regular expression: {error}"
-                ) from None
-        if self.layers is not None and (not self.layers or any(type(i) is not int or i < 0 for i in self.layers)):
-            raise ValueError(f"layers={self.layers!r}: expected None or layer numbers counted from 0, such as (15,)")
-        if self.side not in SIDES:
-            raise ValueError(f"unknown side {self.side!r}; known: {', '.join(SIDES)}")
-        if type(self.block_size) is not int or not 2 <= self.block_size <= 64:
-            raise ValueError(f"block_size={self.block_size!r}: expected a whole number from 2 to 64")
-        if self.readout not in READOUTS:
-            raise ValueError(f"unknown readout {self.readout!r}; known: {', '.join(READOUTS)}")
 
 
 class CayleyLinear(nn.Module):
@@ -87,8 +39,7 @@ class CayleyLinear(nn.Module):
         hook = getattr(base_layer, "_hf_hook", None)
         device = getattr(hook, "execution_device", None) if weight.is_meta and hook is not None else weight.device
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        shape = (_width(base_layer, config.side) // config.block_size, n_parameters(config.block_size))
-        self.theta = nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
+        self.theta = nn.Parameter(torch.zeros(theta_shape(base_layer, config), dtype=dtype, device=device))
 
     def blocks(self) -> Tensor:
         """The orthogonal blocks Q, ``(n_blocks, b, b)``."""
@@ -129,7 +80,7 @@ class Adapter:
     @property
     def first_layer(self) -> int:
         """The lowest decoder layer with a block: hidden states below it do not depend on the adapter."""
-        return min((_layer_number(name) or 0) for name in self.modules)
+        return min((layer_number(name) or 0) for name in self.modules)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -206,57 +157,16 @@ def attach(model: nn.Module, config: CUAConfig) -> Adapter:
         An :class:`Adapter`; the model's outputs are unchanged until its parameters move.
 
     Raises:
-        ValueError: if nothing matches (the candidates are named), a matching module already has an adapter, or the
-            block size does not divide a width (the sizes that do are named).  The model is unchanged then.
+        ValueError: see :func:`matching_layers`.  The model is unchanged then.
     """
-    linear, adapted = {}, []
-    for name, module in model.named_modules():
-        if isinstance(module, CayleyLinear) and _matches(name, config):
-            adapted.append(name)
-        elif isinstance(module, nn.Linear) and name and not name.endswith(".base_layer"):
-            linear[name] = module
-    if adapted:
-        raise ValueError(f"{adapted[0]} already has an adapter; call its detach() or merge() first")
-    targets = {name: module for name, module in linear.items() if _matches(name, config)}
-    if not targets:
-        suffixes = sorted({name.rsplit(".", 1)[-1] for name in linear})
-        numbers = [n for n in map(_layer_number, linear) if n is not None]
-        where = f"; decoder layers: 0 to {max(numbers)}" if numbers else ""
-        raise ValueError(
-            f"no linear layer matches target_modules={config.target_modules!r}, layers={config.layers!r}; "
-            f"suffixes in this model: {', '.join(suffixes) or 'none'}{where}"
-        )
-    widths = {name: _width(module, config.side) for name, module in targets.items()}
-    for name, width in widths.items():
-        if width % config.block_size:
-            valid = [b for b in range(2, 65) if all(w % b == 0 for w in widths.values())]
-            raise ValueError(
-                f"block_size={config.block_size} does not divide the {config.side} width {width} of {name}; "
-                f"sizes that fit every matched layer: {', '.join(map(str, valid))}"
-            )
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    modules = {name: CayleyLinear(module, config) for name, module in targets.items()}
+    modules = {name: CayleyLinear(layer, config) for name, layer in matching_layers(model, config).items()}
+    for module in model.modules():
+        if not isinstance(module, CayleyLinear):  # an adapter on other layers stays trainable
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
     for name, module in modules.items():
         _replace(model, name, module)
     return Adapter(model, config, modules)
-
-
-def _width(layer: nn.Linear, side: str) -> int:
-    return layer.in_features if side == "input" else layer.out_features
-
-
-def _matches(name: str, config: CUAConfig) -> bool:
-    if config.layers is not None and _layer_number(name) not in config.layers:
-        return False
-    if isinstance(config.target_modules, str):
-        return re.fullmatch(config.target_modules, name) is not None
-    return any(f".{name}".endswith(f".{suffix}") for suffix in config.target_modules)
-
-
-def _layer_number(name: str) -> int | None:
-    found = re.search(r"\.layers\.(\d+)\.", f".{name}")
-    return int(found[1]) if found else None
 
 
 def _replace(model: nn.Module, name: str, module: nn.Module) -> None:

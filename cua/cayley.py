@@ -82,7 +82,7 @@ class _Cayley(torch.autograd.Function):
     def forward(ctx: FunctionCtx, k: Tensor) -> Tensor:
         wide = k if k.device.type == "mps" else k.double()
         identity = torch.eye(k.shape[-1], dtype=wide.dtype, device=k.device)
-        r = torch.linalg.solve(identity + wide / 2, identity)
+        r = torch.linalg.solve(identity + wide / 2, identity.expand_as(wide))
         ctx.save_for_backward(r.to(k.dtype))
         return (2 * r - identity).to(k.dtype)
 

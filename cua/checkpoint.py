@@ -16,11 +16,18 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as serialise_safetensors
 from torch import nn
 
-from cua.adapter import Adapter, CUAConfig, attach
+from cua.adapter import Adapter, attach
+from cua.config import CUAConfig, matching_layers, theta_shape
 
 FORMAT_VERSION = 1
 PARAMETRISATION = "Q = (I - K/2)(I + K/2)^-1; theta = entries of K above the diagonal, row by row; y = Q x"
 _SAMPLES = 4096  # weight entries a module that enter the fingerprint
+
+
+def model_label(model: nn.Module) -> str:
+    """Hub id of a model, or the last part of a local path: no result and no file names a folder of this machine."""
+    label = str(getattr(model, "name_or_path", "") or type(model).__name__)
+    return Path(label).name if os.path.exists(label) or os.path.isabs(label) else label
 
 
 def base_identity(model: nn.Module, module_names: list[str]) -> dict[str, str]:
@@ -42,11 +49,10 @@ def base_identity(model: nn.Module, module_names: list[str]) -> dict[str, str]:
         if weight.is_meta:
             raise ValueError(f"{name}: its weights are offloaded, so the base model cannot be identified")
         flat = weight.detach().flatten()
-        entries = flat[:: max(1, flat.numel() // _SAMPLES)].to(torch.bfloat16).view(torch.int16).cpu()
+        entries = flat[:: -(-flat.numel() // _SAMPLES)].to(torch.bfloat16).view(torch.int16).cpu()
         digest.update(repr((name, tuple(weight.shape))).encode() + entries.numpy().tobytes())
-    label = str(getattr(model, "name_or_path", "") or type(model).__name__)
     return {
-        "name": Path(label).name if os.path.isabs(label) else label,
+        "name": model_label(model),
         "architecture": type(model).__name__,
         "weights_sha256": digest.hexdigest(),
     }
@@ -123,31 +129,32 @@ def load(model: nn.Module, folder: str | Path) -> Adapter:
         raise ValueError(f"{folder / 'adapter.safetensors'} is truncated or damaged: {error}") from None
     if hashlib.sha256(blob).hexdigest() != expected_sha:
         raise ValueError(f"{folder / 'adapter.safetensors'} is not the file that adapter.json describes (SHA-256)")
-    for name, theta in tensors.items():
-        if not torch.isfinite(theta).all():
-            raise ValueError(f"{folder}: the parameters of {name} hold NaN or infinity")
+    layers = matching_layers(model, config)
+    check_fit(layers, config, tensors, folder)
+    identity = base_identity(model, list(layers))
+    if identity["weights_sha256"] != expected_weights:
+        raise ValueError(f"{folder} was trained on {base_name}; the weights of this model, {identity['name']}, differ")
+    return attach_with(model, config, tensors)
 
-    flags = [(p, p.requires_grad) for p in model.parameters()]
+
+def check_fit(layers: dict[str, nn.Linear], config: CUAConfig, tensors: dict[str, torch.Tensor], source: Path) -> None:
+    """Raise ``ValueError`` unless ``tensors`` are finite parameters of the right names and shapes for ``layers``."""
+    expected = {name: theta_shape(layer, config) for name, layer in layers.items()}
+    for name in sorted(expected.keys() | tensors.keys()):
+        theta = tensors.get(name)
+        found = None if theta is None else tuple(theta.shape)
+        if found != expected.get(name):
+            raise ValueError(f"{source}: {name} has shape {found}; this model needs {expected.get(name)}")
+        if theta.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{source}: {name} is {theta.dtype}; parameters are float32 or float64")
+        if not torch.isfinite(theta).all():
+            raise ValueError(f"{source}: the parameters of {name} hold NaN or infinity")
+
+
+def attach_with(model: nn.Module, config: CUAConfig, tensors: dict[str, torch.Tensor]) -> Adapter:
+    """Attach and set the parameters to ``tensors``, which :func:`check_fit` has seen."""
     adapter = attach(model, config)
-    try:
-        _check_fit(adapter, tensors, expected_weights, base_name)
-    except ValueError as error:
-        adapter.detach()
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        raise ValueError(f"{folder}: {error}") from None
     with torch.no_grad():
         for name, module in adapter.modules.items():
             module.theta.copy_(tensors[name])
     return adapter
-
-
-def _check_fit(adapter: Adapter, tensors: dict[str, torch.Tensor], weights_sha256: str, base_name: str) -> None:
-    expected = {name: tuple(module.theta.shape) for name, module in adapter.modules.items()}
-    found = {name: tuple(theta.shape) for name, theta in tensors.items()}
-    if found != expected:
-        name = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))[0]
-        raise ValueError(f"{name} has shape {found.get(name)} in the file, this model needs {expected.get(name)}")
-    identity = base_identity(adapter.model, list(adapter.modules))
-    if identity["weights_sha256"] != weights_sha256:
-        raise ValueError(f"trained on {base_name}; the weights of this model, {identity['name']}, differ")

@@ -11,13 +11,14 @@ so an adapter moves across by a factor of -2 on its parameters, exactly.  PEFT's
 
 from pathlib import Path
 
-import torch
 from peft import OFTConfig, PeftConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from cua.adapter import Adapter, CUAConfig, attach
+from cua.adapter import Adapter
+from cua.checkpoint import attach_with, check_fit, model_label
+from cua.config import CUAConfig, matching_layers
 
 _PREFIX, _SUFFIX = "base_model.model.", ".oft_R.weight"
 
@@ -43,7 +44,7 @@ def to_peft(adapter: Adapter, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     OFTConfig(
-        base_model_name_or_path=getattr(adapter.model, "name_or_path", None),
+        base_model_name_or_path=model_label(adapter.model),
         task_type="CAUSAL_LM",
         target_modules=list(adapter.modules),
         r=0,
@@ -93,18 +94,9 @@ def from_peft(model: nn.Module, folder: str | Path) -> Adapter:
         stored = load_file(folder / "adapter_model.safetensors")
     except SafetensorError as error:
         raise ValueError(f"{folder / 'adapter_model.safetensors'} is truncated or damaged: {error}") from None
-    thetas = {key.removeprefix(_PREFIX).removesuffix(_SUFFIX): -2 * value for key, value in stored.items()}
-    if not thetas or any(not torch.isfinite(theta).all() for theta in thetas.values()):
-        raise ValueError(f"{folder}: no OFT parameters, or some are NaN or infinite")
+    thetas = {key.removeprefix(_PREFIX).removesuffix(_SUFFIX): -2 * value.float() for key, value in stored.items()}
+    if not thetas:
+        raise ValueError(f"{folder} holds no OFT parameters")
     wrapper = CUAConfig(target_modules=tuple(thetas), block_size=config.oft_block_size)
-    adapter = attach(model, wrapper)
-    fits = thetas.keys() == adapter.modules.keys() and all(
-        thetas[name].shape == module.theta.shape for name, module in adapter.modules.items()
-    )
-    if not fits:
-        adapter.detach()
-        raise ValueError(f"{folder}: its modules or shapes do not fit this model with block size {wrapper.block_size}")
-    with torch.no_grad():
-        for name, module in adapter.modules.items():
-            module.theta.copy_(thetas[name])
-    return adapter
+    check_fit(matching_layers(model, wrapper), wrapper, thetas, folder)
+    return attach_with(model, wrapper, thetas)

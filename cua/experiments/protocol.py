@@ -194,5 +194,5 @@ def percent_change(run: dict[str, Any], base: dict[str, Any]) -> float:
 def mean_interval(values: list[float] | np.ndarray, unit: str) -> dict[str, Any]:
     """Mean with a 95 % Student-t interval."""
     mean = float(np.mean(values))
-    low, high = stats.t.interval(0.95, len(values) - 1, loc=mean, scale=stats.sem(values))
-    return {"value": mean, "low": float(low), "high": float(high), "unit": unit}
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return {"value": mean, "low": mean - half, "high": mean + half, "unit": unit}

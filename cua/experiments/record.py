@@ -51,7 +51,7 @@ SCHEMA = {
         "versions": {"type": "object", "required": ["python", *_PACKAGES]},
         "git_commit": {"type": "string", "pattern": "^[0-9a-f]{40}(-dirty)?$"},
         "device": {"type": "string"},
-        "wall_time_s": {"type": "number", "exclusiveMinimum": 0},
+        "wall_time_s": {"type": "number", "minimum": 0},
         "runs": {"type": "object", "minProperties": 1, "additionalProperties": {"type": "object"}},
         "headline": {
             "type": "object",
@@ -74,12 +74,16 @@ SCHEMA = {
 def check(result: dict[str, Any]) -> None:
     """Raise ``jsonschema.ValidationError`` unless ``result`` follows the schema and is finite and ordered."""
     jsonschema.validate(result, SCHEMA)
-    json.dumps(result, allow_nan=False)
+    try:
+        json.dumps(result, allow_nan=False)
+    except ValueError:
+        raise jsonschema.ValidationError("a number is NaN or infinite") from None
     if result["status"] == "complete" and not result["headline"]:
         raise jsonschema.ValidationError("a complete result needs a headline")
     for name, number in result["headline"].items():
-        if number["low"] is not None and not number["low"] <= number["value"] <= number["high"]:
-            raise jsonschema.ValidationError(f"headline {name}: the value is outside its interval")
+        low, value, high = number["low"], number["value"], number["high"]
+        if (low is None) != (high is None) or (low is not None and not low <= value <= high):
+            raise jsonschema.ValidationError(f"headline {name}: {value} is outside [{low}, {high}]")
 
 
 def load_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
@@ -140,7 +144,7 @@ class Record:
     def add(self, key: str, run: dict[str, Any], wall_s: float) -> None:
         """Add one run and write the file."""
         self.result["runs"][key] = run
-        self.result["wall_time_s"] = round(self.result["wall_time_s"] + wall_s, 1)
+        self.result["wall_time_s"] = round(self.result["wall_time_s"] + wall_s, 3)
         self._write()
 
     def finish(self, headline: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -4,8 +4,8 @@ Three sources, and a result always says which one it used:
 
 * ``hub``       the Hugging Face hub, through ``datasets``;
 * ``copy``      a folder in the hub's layout (``OWNER/NAME/README.md`` + parquet), named by ``CUA_HUB_COPY``;
-* ``embedded``  gensim's packaged samples: 104 full English Wikipedia articles (CC BY-SA) and 300 news articles of
-  the Australian Broadcasting Corporation (Lee, Pincombe & Welsh 2005).
+* ``embedded``  gensim's packaged samples: 104 full English Wikipedia articles (CC BY-SA) and some 300 news
+  articles of the Australian Broadcasting Corporation (Lee, Pincombe & Welsh 2005).
 """
 
 import bz2
@@ -87,11 +87,12 @@ def load_corpus(name: str = "auto", split: str = "test") -> Corpus:
     """
     if split not in EMBEDDED_SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(EMBEDDED_SPLITS)}")
-    if name == "auto":
+    if name == "auto":  # decided once for all splits: training and test text never come from two corpora
         try:
-            return load_corpus("wikitext-2", split)
+            load_rows(*WIKITEXT, "test")
+            name = "wikitext-2"
         except DataUnavailable:
-            return load_corpus("wikipedia", split)
+            name = "wikipedia"
     if name == "wikitext-2":
         rows, source = load_rows(*WIKITEXT, split)
         return Corpus(name, split, source, _wikitext_articles(rows["text"]))
@@ -169,8 +170,10 @@ def windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, *, bos: 
 def _wikitext_articles(rows: list[str]) -> tuple[str, ...]:
     """Rows joined to articles, each from its " = Title = " row; together they are the raw file, unchanged."""
     articles: list[list[str]] = [[]]
-    for row in rows:
-        if re.fullmatch(r" = [^=]+ = \n", row) and any(r.strip() for r in articles[-1]):
+    for before, row, after in zip(["", *rows], rows, [*rows[1:], ""], strict=False):
+        # A formula can look like a title, but only a title stands between blank rows.
+        is_title = re.fullmatch(r" = [^=]+ = \n", row) and not before.strip() and not after.strip()
+        if is_title and any(r.strip() for r in articles[-1]):
             articles.append([])
         articles[-1].append(row)
     return tuple("".join(article) for article in articles)
@@ -192,7 +195,8 @@ def _wikipedia() -> list[str]:
 def _news() -> list[str]:
     from gensim.test.utils import datapath
 
-    return Path(datapath("lee_background.cor")).read_text(encoding="latin-1").splitlines(keepends=True)
+    articles = Path(datapath("lee_background.cor")).read_text(encoding="latin-1").splitlines(keepends=True)
+    return list(dict.fromkeys(articles))  # some stand in the file twice, and would fall into two splits
 
 
 _EMBEDDED = {"wikipedia": _wikipedia, "news": _news}

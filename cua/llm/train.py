@@ -22,6 +22,9 @@ class TrainConfig:
         batch: windows a step.
         warmup: steps of linear warm-up.
         seed: of the order in which windows are drawn (the adapter itself starts at zero, not at random).
+
+    Raises:
+        ValueError: for a number out of range.
     """
 
     steps: int
@@ -29,6 +32,10 @@ class TrainConfig:
     batch: int = 1
     warmup: int = 20
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch < 1 or self.warmup < 0 or self.learning_rate <= 0:
+            raise ValueError(f"{self}: steps and batch are at least 1, warmup at least 0, learning_rate above 0")
 
 
 def window_order(n_windows: int, config: TrainConfig) -> Tensor:
@@ -68,7 +75,7 @@ def train(
     optimizer = torch.optim.Adam(adapter.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: min(1.0, (step + 1) / config.warmup) * (1 + math.cos(math.pi * step / config.steps)) / 2,
+        lambda step: min(1.0, (step + 1) / max(1, config.warmup)) * (1 + math.cos(math.pi * step / config.steps)) / 2,
     )
     losses = []
     steps = tqdm(window_order(len(windows), config), desc="training", unit="step", disable=not progress)

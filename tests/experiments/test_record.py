@@ -58,7 +58,7 @@ def test_check_misses_no_field(result, field):
         {"data": {"test": {"source": "embedded"}}},
         {"versions": {"python": "3"}},
         {"git_commit": "main"},
-        {"wall_time_s": 0},
+        {"wall_time_s": -1},
         {"runs": {}},
         {"runs": {"base": 2.0}},
         {"headline": {}},

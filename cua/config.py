@@ -1,0 +1,118 @@
+"""Where blocks sit in a model: the configuration, and the linear layers that it matches."""
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from cua.cayley import n_parameters
+from cua.readout import READOUTS
+
+SIDES = ("input", "output")
+
+
+@dataclass(frozen=True)
+class CUAConfig:
+    """Where the blocks sit and how they are read.
+
+    Attributes:
+        target_modules: a tuple of name suffixes (``("v_proj",)``; a module matches if its dotted name ends in
+            one of them), or one regular expression that the whole dotted name has to match.
+        layers: decoder layers to adapt, counted from 0; ``None`` for all.
+        side: "input" (Q before the linear layer) or "output" (Q after it).
+        block_size: b, 2 to 64; has to divide the width of that side.
+        readout: "exact" or "sign-constrained", see :mod:`cua.readout`.
+
+    Raises:
+        ValueError: naming the field that is wrong and what would be right.
+    """
+
+    target_modules: tuple[str, ...] | str = ("v_proj",)
+    layers: tuple[int, ...] | None = None
+    side: str = "input"
+    block_size: int = 4
+    readout: str = "exact"
+
+    def __post_init__(self) -> None:
+        for field in ("target_modules", "layers"):  # lists come from JSON and from hurried users
+            value = getattr(self, field)
+            object.__setattr__(self, field, tuple(value) if isinstance(value, list | set | range) else value)
+        suffixes = self.target_modules
+        if not suffixes or not (isinstance(suffixes, str) or all(isinstance(name, str) for name in suffixes)):
+            raise ValueError(f"target_modules={suffixes!r}: expected suffixes such as ('v_proj',), or one regex")
+        if isinstance(self.target_modules, str):
+            try:
+                re.compile(self.target_modules)
+            except re.error as error:
+                raise ValueError(
+                    f"target_modules={self.target_modules!r} is not a regular expression: {error}"
+                ) from None
+        layers = self.layers
+        if layers is not None and (
+            not isinstance(layers, tuple) or not layers or any(type(i) is not int or i < 0 for i in layers)
+        ):
+            raise ValueError(f"layers={layers!r}: expected None or layer numbers counted from 0, such as (15,)")
+        if self.side not in SIDES:
+            raise ValueError(f"unknown side {self.side!r}; known: {', '.join(SIDES)}")
+        if type(self.block_size) is not int or not 2 <= self.block_size <= 64:
+            raise ValueError(f"block_size={self.block_size!r}: expected a whole number from 2 to 64")
+        if self.readout not in READOUTS:
+            raise ValueError(f"unknown readout {self.readout!r}; known: {', '.join(READOUTS)}")
+
+
+def theta_shape(layer: nn.Linear, config: CUAConfig) -> tuple[int, int]:
+    """Shape of the parameters on one layer, ``(n_blocks, b(b-1)/2)``."""
+    return _side_width(layer, config.side) // config.block_size, n_parameters(config.block_size)
+
+
+def matching_layers(model: nn.Module, config: CUAConfig) -> dict[str, nn.Linear]:
+    """The linear layers that :func:`attach` would wrap, by dotted name, in model order.
+
+    Raises:
+        ValueError: if nothing matches (the candidates are named), a matching module already has an adapter, or the
+            block size does not divide a width (the sizes that do are named).
+    """
+    linear = {}
+    for name, module in model.named_modules():
+        wrapped = name.removesuffix(".base_layer")
+        if isinstance(module, nn.Linear) and wrapped != name and _matches(wrapped, config):
+            raise ValueError(f"{wrapped} already has an adapter; call its detach() or merge() first")
+        if isinstance(module, nn.Linear) and wrapped == name != "":
+            linear[name] = module
+    targets = {name: module for name, module in linear.items() if _matches(name, config)}
+    if not targets:
+        suffixes = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        numbers = [n for n in map(layer_number, linear) if n is not None]
+        where = f"; decoder layers: 0 to {max(numbers)}" if numbers else ""
+        raise ValueError(
+            f"no linear layer matches target_modules={config.target_modules!r}, layers={config.layers!r}; "
+            f"suffixes in this model: {', '.join(suffixes) or 'none'}{where}"
+        )
+    widths = {name: _side_width(module, config.side) for name, module in targets.items()}
+    for name, width in widths.items():
+        if width % config.block_size:
+            valid = [b for b in range(2, 65) if all(w % b == 0 for w in widths.values())]
+            raise ValueError(
+                f"block_size={config.block_size} does not divide the {config.side} width {width} of {name}; "
+                f"sizes that fit every matched layer: {', '.join(map(str, valid))}"
+            )
+    return targets
+
+
+def _side_width(layer: nn.Linear, side: str) -> int:
+    """Width of the side on which the blocks act."""
+    return layer.in_features if side == "input" else layer.out_features
+
+
+def _matches(name: str, config: CUAConfig) -> bool:
+    if config.layers is not None and layer_number(name) not in config.layers:
+        return False
+    if isinstance(config.target_modules, str):
+        return re.fullmatch(config.target_modules, name) is not None
+    return any(f".{name}".endswith(f".{suffix}") for suffix in config.target_modules)
+
+
+def layer_number(name: str) -> int | None:
+    """Decoder layer of a dotted module name, or ``None``."""
+    found = re.search(r"\.layers\.(\d+)\.", f".{name}")
+    return int(found[1]) if found else None
