@@ -15,6 +15,7 @@ from typing import Any
 
 import jsonschema
 import torch
+from filelock import FileLock
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "book" / "results"
@@ -109,7 +110,7 @@ def quote(result: dict[str, Any], name: str, digits: int = 2) -> str:
 
 
 class Record:
-    """An experiment in the making; every :meth:`add` leaves a valid file behind.
+    """An experiment in the making; every :meth:`add` leaves a valid file behind, also with several processes at work.
 
     Args:
         description: name, question, config, seeds, model and data.
@@ -131,31 +132,41 @@ class Record:
             "headline": {},
         }
         self.result = fresh
-        if self.path.exists():
-            found = json.loads(self.path.read_text())
-            for key in ("config", "seeds", "model", "data"):
-                if found[key] != fresh[key]:
-                    raise ValueError(f"{self.path} was recorded with another {key}; move it away to record anew")
-            self.result = found
+        self._read()
+        for key in ("config", "seeds", "model", "data"):
+            if self.result[key] != fresh[key]:
+                raise ValueError(f"{self.path} was recorded with another {key}; move it away to record anew")
 
     def has(self, key: str) -> bool:
+        self._read()
         return key in self.result["runs"]
 
     def add(self, key: str, run: dict[str, Any], wall_s: float) -> None:
         """Add one run and write the file."""
-        self.result["runs"][key] = run
-        self.result["wall_time_s"] = round(self.result["wall_time_s"] + wall_s, 3)
-        self._write()
+        with self._lock():
+            self._read()
+            self.result["runs"][key] = run
+            self.result["wall_time_s"] = round(self.result["wall_time_s"] + wall_s, 3)
+            self._write()
 
     def finish(self, headline: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Mark the result complete."""
-        self.result |= {"headline": headline, "status": "complete"}
-        self._write()
+        with self._lock():
+            self._read()
+            self.result |= {"headline": headline, "status": "complete"}
+            self._write()
         return self.result
+
+    def _lock(self) -> FileLock:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path.with_suffix(".lock"))
+
+    def _read(self) -> None:
+        if self.path.exists():
+            self.result = json.loads(self.path.read_text())
 
     def _write(self) -> None:
         check(self.result)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".json.partial")
         partial.write_text(json.dumps(self.result, indent=1) + "\n")
         os.replace(partial, self.path)

@@ -15,5 +15,5 @@ ALL_LAYERS = WikitextStudy(
     name="v_proj_all",
     question="How far do 25,920 parameters on all thirty v_proj lower it, exact and sign-constrained?",
     adapter=CUAConfig(target_modules=("v_proj",), block_size=4),
-    training=TrainConfig(steps=240, learning_rate=0.01),
+    training=TrainConfig(steps=240, learning_rate=0.02),
 )
