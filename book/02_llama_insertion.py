@@ -162,7 +162,7 @@ from cua.experiments.record import ADAPTERS, load_result, quote
 
 speed = load_result("adapter_speed")
 for name in ("forward", "forward_backward", "peak_memory"):
-    print(f"{name:17}", quote(speed, name))
+    print(f"{name:17}", quote(speed["headline"][name], 3))
 
 # %% [markdown]
 # ## Two ways to read a block

@@ -210,8 +210,8 @@ for name, study in studies.items():
     print(f"{name}: {study['status']}, {test['name']} {test['split']} from the {test['source']}")
     print(f"  base perplexity {base['perplexity']:.2f}, {base['tokens']:,} tokens")
     for readout in study["config"]["readouts"]:
-        n = mean_interval(changes(study, readout), "%")
-        print(f"  {readout:17} {n['value']:6.2f} % [{n['low']:.2f}, {n['high']:.2f}]")
+        values = changes(study, readout)
+        print(f"  {readout:17} {quote(mean_interval(values, '%'))}, {len(values)} seeds")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-recorded", "caption": "Recorded: change of WikiText-2 test perplexity, SmolLM2-135M-Instruct. Small marks are seeds, bars 95 % intervals of their mean. The paper's figure is for another model and protocol."}, "image": {"alt": "Horizontal point plot. One v_proj with 864 parameters lies a few per cent below zero, all thirty with 25,920 parameters much lower, sign-constrained slightly to the right of exact in both; the paper's minus 1.4 per cent is marked for orientation."}}
 figure, axes = plt.subplots()
@@ -238,7 +238,7 @@ for name, study in studies.items():
     for readout in study["config"]["readouts"]:
         label = f"{readout.replace('-', '_')}_change_over_text"
         if label in study["headline"]:
-            print(f"{name:10} {readout:17} {quote(study, label)}")
+            print(f"{name:10} {readout:17} {quote(study['headline'][label])}")
 
 # %% [markdown]
 # ## What we learned

@@ -40,9 +40,10 @@ def use_style() -> None:
 
 
 def interval(axes: Axes, number: dict, *, x: float | None = None, y: float | None = None, **style: object) -> None:
-    """Draw a headline number ``{value, low, high}`` as a point with its interval: upright at x, or lying at y."""
-    error = [[number["value"] - number["low"]], [number["high"] - number["value"]]]
+    """Draw a headline number ``{value, low, high}`` as a point with its interval, if any: upright at x, or lying at y."""
+    low, value, high = number["low"], number["value"], number["high"]
+    error = None if low is None else [[value - low], [high - value]]
     if y is None:
-        axes.errorbar(x, number["value"], yerr=error, capsize=4, **style)
+        axes.errorbar(x, value, yerr=error, capsize=4, **style)
     else:
-        axes.errorbar(number["value"], y, xerr=error, capsize=4, **style)
+        axes.errorbar(value, y, xerr=error, capsize=4, **style)

@@ -195,7 +195,9 @@ def percent_change(run: dict[str, Any], base: dict[str, Any]) -> float:
 
 
 def mean_interval(values: list[float] | np.ndarray, unit: str) -> dict[str, Any]:
-    """Mean with a 95 % Student-t interval."""
+    """Mean with a 95 % Student-t interval; no interval for a single value."""
     mean = float(np.mean(values))
+    if len(values) == 1:
+        return {"value": mean, "low": None, "high": None, "unit": unit}
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return {"value": mean, "low": mean - half, "high": mean + half, "unit": unit}

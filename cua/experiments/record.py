@@ -99,10 +99,9 @@ def load_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def quote(result: dict[str, Any], name: str, digits: int = 2) -> str:
-    """A headline number as text, with its interval: the only way that chapters state a recorded result."""
-    number = result["headline"][name]
-    unit = "" if number["unit"] in ("1", "perplexity") else f" {number['unit']}"
+def quote(number: dict[str, Any], digits: int = 2) -> str:
+    """A headline number as text, with its 95 % interval: the only way that chapters state a recorded result."""
+    unit = "" if number["unit"] == "1" else f" {number['unit']}"
     text = f"{number['value']:,.{digits}f}{unit}"
     if number["low"] is not None:
         text += f" [{number['low']:,.{digits}f}, {number['high']:,.{digits}f}]"
