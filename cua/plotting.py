@@ -40,7 +40,7 @@ def use_style() -> None:
 
 
 def interval(axes: Axes, number: dict, *, x: float | None = None, y: float | None = None, **style: object) -> None:
-    """Draw a headline number ``{value, low, high}`` as a point with its interval, if any: upright at x, or lying at y."""
+    """Draw a number ``{value, low, high}`` as a point with its interval, if any: upright at x, or lying at y."""
     low, value, high = number["low"], number["value"], number["high"]
     error = None if low is None else [[value - low], [high - value]]
     if y is None:

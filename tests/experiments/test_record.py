@@ -139,9 +139,9 @@ def test_a_result_that_is_not_there(tmp_path):
 
 
 def test_quote(result):
-    assert record.quote(result, "perplexity") == "2.00 [1.50, 2.50]"
+    assert record.quote(result["headline"]["perplexity"]) == "2.00 perplexity [1.50, 2.50]"
     result["headline"]["change"] = {"value": -1234.567, "low": None, "high": None, "unit": "%"}
-    assert record.quote(result, "change", digits=1) == "-1,234.6 %"
+    assert record.quote(result["headline"]["change"], digits=1) == "-1,234.6 %"
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [3.1, 2.9, 3.4, 3.3, 2.7], np.linspace(-5, 9, 240) ** 2], ids=len)
