@@ -275,8 +275,8 @@ print("adapter layers left in the model:", left)
 # * With the exact readout it is PEFT's OFT up to a factor of $-2$; the sign-constrained readout is what sets the quantum
 #   adapter apart, and it is a *loss*, not a gain.
 #
-# **What this does not show.** That the model got better (next chapter), that the placement is a good one (chapter 3 looks
-# at the layer, part III at the rest), or anything about quantum hardware: every product here was computed on a CPU.
+# **What this does not show.** That the model got better (next chapter), that the placement is a good one (chapter 3 compares
+# a few layers of one model), or anything about quantum hardware: every product here was computed on a CPU.
 #
 # ## Exercises
 #

@@ -54,7 +54,12 @@ class Bench:
         lengths = {"train": TRAIN_WINDOW, "selection": TEST_WINDOW, "test": TEST_WINDOW}
         tokens = {name: windows(tokenizer, corpus.text, lengths[name]) for name, corpus in corpora.items()}
         data = {
-            name: corpus.provenance() | {"windows": len(tokens[name]), "window": lengths[name], "bos": False}
+            name: corpus.provenance()
+            | {
+                "windows": len(tokens[name]),
+                "window": lengths[name],
+                "bos": bool((tokens[name][:, 0] == tokenizer.bos_token_id).all()),
+            }
             for name, corpus in corpora.items()
         }
         return cls(model, tokens, data)

@@ -47,7 +47,6 @@ def perplexity(
     *,
     split: SplitModel | None = None,
     prefix: Tensor | None = None,
-    bos: bool = False,
     progress: bool = False,
 ) -> Perplexity:
     """Token perplexity of a model as it stands, adapter included.
@@ -56,7 +55,6 @@ def perplexity(
         model: a ``LlamaForCausalLM``.
         windows: ``(n, T)`` token ids from :func:`cua.llm.data.windows`.
         split, prefix: hidden states from ``split.prefix(windows)``, to compute only the layers above the split.
-        bos: whether each window starts with the BOS token (recorded, not used).
         progress: show a progress bar.
 
     Returns:
@@ -68,4 +66,5 @@ def perplexity(
         ids = windows[i : i + 1].to(model.device)
         hidden = split.below(ids) if prefix is None else prefix[i : i + 1].to(model.device)
         losses.append(split.nll(hidden, ids).item())
+    bos = bool((windows[:, 0] == model.config.bos_token_id).all())
     return Perplexity(tuple(losses), windows.shape[1], bos)
