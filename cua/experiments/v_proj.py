@@ -8,7 +8,7 @@ ONE_LAYER = WikitextStudy(
     name="v_proj_one",
     question="How far do 864 parameters on one v_proj lower WikiText-2 perplexity, exact and sign-constrained?",
     adapter=CUAConfig(target_modules=("v_proj",), layers=(20,), block_size=4),
-    training=TrainConfig(steps=240, learning_rate=0.02),
+    training=TrainConfig(steps=240, learning_rate=0.04),
 )
 
 ALL_LAYERS = WikitextStudy(
