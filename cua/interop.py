@@ -97,6 +97,8 @@ def from_peft(model: nn.Module, folder: str | Path) -> Adapter:
     thetas = {key.removeprefix(_PREFIX).removesuffix(_SUFFIX): -2 * value.float() for key, value in stored.items()}
     if not thetas:
         raise ValueError(f"{folder} holds no OFT parameters")
+    if not config.oft_block_size:
+        raise ValueError(f"{folder} was made with r={config.r}; only checkpoints made with oft_block_size are read")
     wrapper = CUAConfig(target_modules=tuple(thetas), block_size=config.oft_block_size)
     check_fit(matching_layers(model, wrapper), wrapper, thetas, folder)
     return attach_with(model, wrapper, thetas)

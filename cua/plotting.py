@@ -34,7 +34,6 @@ def use_style() -> None:
             "grid.linewidth": 0.8,
             "legend.frameon": False,
             "lines.linewidth": 2.0,
-            "image.cmap": "RdBu_r",
         }
     )
 

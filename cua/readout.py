@@ -28,7 +28,7 @@ def block_matmul(x: Tensor, q: Tensor) -> Tensor:
 
     Returns:
         y with the shape of ``x``; ``y[..., n*b + i] = sum_j q[n, i, j] x[..., n*b + j]``.  With ``q`` the identity,
-        y equals x exactly.  Differentiable once in both arguments.
+        y equals x exactly (a NaN or infinity spreads over its tile).  Differentiable once in both arguments.
     """
     if torch.compiler.is_compiling():  # the compiler fuses the plain form by itself
         return torch.einsum("...nj,nij->...ni", x.unflatten(-1, q.shape[:2]), q).flatten(-2)

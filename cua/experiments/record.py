@@ -116,16 +116,17 @@ class Record:
         folder: where NAME.json lies.
 
     Raises:
-        ValueError: if a partial result with another configuration, model or data is already there.
+        ValueError: if a result with another configuration, model or data is already there.
     """
 
     def __init__(self, description: dict[str, Any], folder: Path = RESULTS) -> None:
         self.path = folder / f"{description['name']}.json"
+        self._commit = _git_commit()  # of the code that is loaded, not of what is checked out hours later
         fresh = json.loads(json.dumps(description)) | {
             "status": "partial",
             "versions": _versions(),
-            "git_commit": _git_commit(),
-            "device": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+            "git_commit": self._commit,
+            "device": _device(),
             "wall_time_s": 0.0,
             "runs": {},
             "headline": {},
@@ -141,10 +142,11 @@ class Record:
         return key in self.result["runs"]
 
     def add(self, key: str, run: dict[str, Any], wall_s: float) -> None:
-        """Add one run and write the file."""
+        """Add one run and write the file; a run made under another commit, device or versions says so itself."""
         with self._lock():
             self._read()
-            self.result["runs"][key] = run
+            now = {"git_commit": self._commit, "device": _device(), "versions": _versions()}
+            self.result["runs"][key] = run | {k: v for k, v in now.items() if v != self.result[k]}
             self.result["wall_time_s"] = round(self.result["wall_time_s"] + wall_s, 3)
             self._write()
 
@@ -169,6 +171,10 @@ class Record:
         partial = self.path.with_suffix(".json.partial")
         partial.write_text(json.dumps(self.result, indent=1) + "\n")
         os.replace(partial, self.path)
+
+
+def _device() -> str:
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _versions() -> dict[str, str]:

@@ -76,10 +76,10 @@ def run_adapter() -> dict[str, Any]:
     )
     return record.finish(
         {
-            "forward": _ratio(timings["forward"], "cua", "peft"),
-            "forward_backward": _ratio(timings["forward_backward"], "cua", "peft"),
+            "forward": _ratio(timings["forward"], "cua", "peft", "x PEFT"),
+            "forward_backward": _ratio(timings["forward_backward"], "cua", "peft", "x PEFT"),
             "peak_memory": {"value": memory["cua"] / memory["peft"], "low": None, "high": None, "unit": "x PEFT"},
-            "forward_over_bare_layer": _ratio(timings["forward"], "cua", "linear") | {"unit": "x bare layer"},
+            "forward_over_bare_layer": _ratio(timings["forward"], "cua", "linear", "x bare layer"),
         }
     )
 
@@ -124,7 +124,7 @@ def run_prefix() -> dict[str, Any]:
             seconds = _in_turn({"plain": plain, "frozen_prefix": frozen}, STEPS)
             key = f"layer{layer}_{length}_tokens"
             record.add(key, {"seconds": seconds, "loss": losses}, time.perf_counter() - started)
-            headline[key] = _ratio(seconds, "plain", "frozen_prefix") | {"unit": "x faster"}
+            headline[key] = _ratio(seconds, "plain", "frozen_prefix", "x faster")
             adapter.detach()
     return record.finish(headline)
 
@@ -141,7 +141,7 @@ def _in_turn(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, li
     return seconds
 
 
-def _ratio(seconds: dict[str, list[float]], numerator: str, denominator: str) -> dict[str, Any]:
+def _ratio(seconds: dict[str, list[float]], numerator: str, denominator: str, unit: str) -> dict[str, Any]:
     """Median of the pairwise ratios with its 95 % bootstrap interval."""
     ratios = np.array(seconds[numerator]) / np.array(seconds[denominator])
     interval = stats.bootstrap((ratios,), np.median, method="percentile", rng=0).confidence_interval
@@ -149,7 +149,7 @@ def _ratio(seconds: dict[str, list[float]], numerator: str, denominator: str) ->
         "value": float(np.median(ratios)),
         "low": float(interval.low),
         "high": float(interval.high),
-        "unit": f"x {denominator.upper()}",
+        "unit": unit,
     }
 
 

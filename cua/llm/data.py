@@ -161,7 +161,9 @@ def windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, *, bos: 
         bos = tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
     ids = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     body = length - bos
-    if len(ids) < body or body < 2:
+    if body < 2:
+        raise ValueError(f"length={length}: a window needs at least two tokens of text")
+    if len(ids) < body:
         raise ValueError(f"the text has {len(ids)} tokens, fewer than one window of {length}")
     cut = torch.tensor(ids[: len(ids) // body * body]).view(-1, body)
     return torch.nn.functional.pad(cut, (1, 0), value=tokenizer.bos_token_id) if bos else cut

@@ -59,7 +59,12 @@ def perplexity(
 
     Returns:
         A :class:`Perplexity`.
+
+    Raises:
+        ValueError: for a prefix without its split.
     """
+    if prefix is not None and split is None:
+        raise ValueError("a prefix belongs to a split; pass the SplitModel that computed it as well")
     split = split or SplitModel(model, 0)
     losses = []
     for i in tqdm(range(len(windows)), desc="perplexity", unit="window", disable=not progress):

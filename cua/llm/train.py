@@ -14,11 +14,12 @@ from cua.llm.prefix import SplitModel
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Adam with linear warm-up and cosine decay to zero.
+    """Adam; the learning rate is multiplied by a linear warm-up and by a cosine that falls to zero over all steps.
 
     Attributes:
         steps: optimiser steps.
-        learning_rate: at the end of the warm-up; theta is dimensionless (radians, for small angles).
+        learning_rate: before those two factors, so the highest rate in use is a little lower; theta is dimensionless
+            (radians, for small angles).
         batch: windows a step.
         warmup: steps of linear warm-up.
         seed: of the order in which windows are drawn (the adapter itself starts at zero, not at random).
