@@ -74,6 +74,7 @@ def rotation(t: float) -> np.ndarray:
     return (identity - k / 2) @ np.linalg.inv(identity + k / 2)
 
 
+# %%
 t = 1.5
 c, s = np.cos(2 * np.arctan(t / 2)), np.sin(2 * np.arctan(t / 2))
 q = cua.cayley(cua.skew(torch.tensor([t], dtype=torch.float64), 2)).numpy()

@@ -156,7 +156,7 @@ plt.show()
 # %% [markdown]
 # Multiplications are not time: thousands of tiny products are slow, so `cua` gathers the blocks into dense tiles 32 wide
 # and multiplies zeros too. Beside PEFT's orthogonal finetuning (below 1 is faster) and the bare projection, run in turn in
-# one process with 512 tokens, **recorded**:
+# one process with 512 tokens, **recorded** ({download}`adapter_speed.json <results/adapter_speed.json>`):
 
 # %%
 from cua.experiments.record import ADAPTERS, load_result, quote
@@ -251,7 +251,8 @@ print("written:", sorted(path.name for path in Path(folder.name).iterdir()))
 peft_model = PeftModel.from_pretrained(model, folder.name)
 with torch.no_grad():
     difference = (peft_model(ids).logits - adapted).abs().max()
-print("same logits, to 1e-5 of the largest:", (difference < 1e-5 * adapted.abs().max()).item())
+close = (difference < 1e-5 * adapted.abs().max()).item()
+print("same logits, to 1e-5 of the largest:", close)
 
 model = peft_model.unload()
 adapter = from_peft(model, folder.name)
@@ -264,8 +265,9 @@ print("back again, bit for bit:            ", torch.equal(adapter.parameters()[0
 merged = adapter.merge()
 with torch.no_grad():
     difference = (merged(ids).logits - adapted).abs().max()
-left = [name for name, module in merged.named_modules() if "Cayley" in type(module).__name__]
-print("merged equals unmerged, to 1e-5 of the largest logit:", (difference < 1e-5 * adapted.abs().max()).item())
+left = [name for name, m in merged.named_modules() if isinstance(m, cua.CayleyLinear)]
+close = (difference < 1e-5 * adapted.abs().max()).item()
+print("merged equals unmerged, to 1e-5 of the largest logit:", close)
 print("adapter layers left in the model:", left)
 
 # %% [markdown]

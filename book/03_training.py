@@ -111,6 +111,7 @@ print("whole model and prefix give one loss, to 1e-5:", abs(whole - from_prefix)
 # layer, a plain step costs $30$ forward, $30-\ell$ backward and $16$ for the head; from the prefix it costs
 # $2(30-\ell) + 16$. Three layers out of thirty therefore do *not* make a step ten times faster. In a large model the
 # head weighs less (in Llama 3.1 8B as much as two and a half layers) and the prefix saves more.
+# ({download}`prefix_speed.json <results/prefix_speed.json>`)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-prefix", "caption": "Recorded: time of a plain training step over that of a step from the frozen prefix, in turn in one process, with 95 % intervals of the median; the curve counts multiplications."}, "image": {"alt": "Speed-up against adapted layer: a curve that starts at 1 for layer 0 and rises towards the last layer, with measured points for two window lengths at layers 15 and 27."}}
 speed = load_result("prefix_speed")
@@ -169,6 +170,7 @@ plt.show()
 # four, and the middle layer 15, were then trained for 120 steps with one seed, and the winner taken on held-out
 # *validation* articles; so were the learning rates, of four for one layer and of three for all. Both winners lie at the
 # upper end of their grids, so a larger one might do better still. The test split was not loaded.
+# ({download}`v_proj_selection.json <results/v_proj_selection.json>`)
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-selection", "caption": "Recorded: gradient score of every layer (bars), and change of held-out validation perplexity after 120 steps for the layers that were trained (points)."}, "image": {"alt": "Bar chart of gradient score over thirty layers, with points on a second axis showing the change in perplexity of the trained layers, all negative."}}
 selection = load_result("v_proj_selection")
@@ -196,7 +198,8 @@ for name, number in selection["headline"].items():
 # Now the whole WikiText-2 test split, five seeds, both readouts; in one `v_proj` (864 parameters) and in all thirty
 # (25,920). The copy of WikiText-2 behind these results (`CUA_HUB_COPY`) has no train split, so the first 85 % of the
 # *validation* articles were trained on; with access to the hub the same command would use the train split. The test
-# split was measured once a run, after every choice had been made.
+# split was measured once a run, after every choice had been made. ({download}`v_proj_one.json <results/v_proj_one.json>`,
+# {download}`v_proj_all.json <results/v_proj_all.json>`)
 
 
 # %%
@@ -221,11 +224,11 @@ for name, study in studies.items():
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-recorded", "caption": "Recorded: change of WikiText-2 test perplexity, SmolLM2-135M-Instruct. Small marks are seeds, bars 95 % intervals of their mean. The paper's figure is for another model and protocol."}, "image": {"alt": "Horizontal point plot. One v_proj with 864 parameters lies a few per cent below zero, all thirty with 25,920 parameters much lower, sign-constrained slightly to the right of exact in both; the paper's minus 1.4 per cent is marked for orientation."}}
 figure, axes = plt.subplots()
 for row, study in enumerate(studies.values()):
-    for y, readout, marker in [(row - 0.12, "exact", "o"), (row + 0.12, "sign-constrained", "s")]:
+    for y, readout in zip([row - 0.12, row + 0.12], study["config"]["readouts"], strict=True):
         if not (values := changes(study, readout)):
             continue
         look = {"color": COLOURS[readout], "label": readout if row == 0 else None}
-        interval(axes, mean_interval(values, "%"), y=y, fmt=marker, markersize=8, **look)
+        interval(axes, mean_interval(values, "%"), y=y, fmt="o", markersize=8, **look)
         axes.scatter(values, [y] * len(values), s=6, color=COLOURS["base"], zorder=3)
 axes.axvline(-1.4, color=COLOURS["paper"], linestyle="--", label="paper, Llama 3.1 8B")
 axes.axvline(0, color=COLOURS["base"], linewidth=1)
