@@ -19,7 +19,7 @@
 # Where in a language model do the blocks go, what do they cost, and how do you know that you changed nothing but what you
 # meant to change?
 #
-# *You need:* [chapter 1](01_cayley). *Run time:* about 30 seconds. *Numbers here are* **live**; *the
+# *You need:* [chapter 1](01_cayley). *Run time:* about 45 seconds. *Numbers here are* **live**; *the
 # timings and the trained adapter are* **recorded**; *the parameter count is checked against the* **paper**.
 # ```
 #

@@ -19,7 +19,7 @@
 # How far can 864 numbers lower the perplexity of a frozen language model, and how do you train them
 # without computing the same thing a thousand times?
 #
-# *You need:* chapters [1](01_cayley) and [2](02_llama_insertion). *Run time:* about 80 seconds. *Numbers here are*
+# *You need:* chapters [1](01_cayley) and [2](02_llama_insertion). *Run time:* about 70 seconds. *Numbers here are*
 # **live** *where they are computed on the spot, and* **recorded** *where they took hours; each says which.*
 # ```
 #
@@ -216,7 +216,8 @@ for name, study in studies.items():
     base, test = study["runs"]["base"], study["data"]["test"]
     print(f"{name}: {study['status']}, {test['name']} {test['split']} from the {test['source']}")
     print(f"  base perplexity {base['perplexity']:.2f}, {base['tokens']:,} tokens in")
-    print(f"  windows of {test['window']:,}; training: {study['config']['training']}")
+    print(f"  windows of {test['window']:,}; trained with")
+    print("  " + ", ".join(f"{k} {v:g}" for k, v in study["config"]["training"].items()))
     for readout in study["config"]["readouts"]:
         if values := changes(study, readout):
             print(f"  {readout:17} {quote(mean_interval(values, '%'))}, seeds: {len(values)}")
