@@ -59,6 +59,7 @@ def run(script: Path, inputs: bytes) -> str:
             fresh,
             timeout=600,
             kernel_name="python3",
+            extra_arguments=["--log-level=40"],
             record_timing=False,
             coalesce_streams=True,
             resources={"metadata": {"path": str(BOOK)}},
