@@ -100,6 +100,8 @@ config = CUAConfig(target_modules=("v_proj",), layers=(LAYER,), block_size=4)
 adapter = cua.attach(model, config)
 split = SplitModel(model, LAYER)
 training_prefix, test_prefix = split.prefix(training_ids), split.prefix(test_ids)
+
+# %%
 with torch.no_grad():
     whole = model(input_ids=ids, labels=ids).loss.item()
     from_prefix = split.nll(test_prefix[:1], ids).item() / (ids.shape[1] - 1)
