@@ -102,7 +102,8 @@ def load(model: nn.Module, folder: str | Path) -> Adapter:
     Raises:
         FileNotFoundError: if one of the two files is missing.
         ValueError: if a file is damaged, of another format version, or made for another base model; if its
-            parameters do not have the names, shapes and dtypes that the model needs, or hold NaN or infinity.  The model is unchanged then.
+            parameters do not have the names, shapes and dtypes that the model needs, or hold NaN or infinity.
+            The model is unchanged then.
     """
     folder = Path(folder)
     for name in ("adapter.json", "adapter.safetensors"):
