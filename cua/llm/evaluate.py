@@ -61,11 +61,13 @@ def perplexity(
         A :class:`Perplexity`.
 
     Raises:
-        ValueError: for a prefix without its split.
+        ValueError: for a prefix without its split, or one that does not belong to it and these windows.
     """
     if prefix is not None and split is None:
         raise ValueError("a prefix belongs to a split; pass the SplitModel that computed it as well")
     split = split or SplitModel(model, 0)
+    if prefix is not None:
+        split.check_prefix(prefix, windows)
     losses = []
     for i in tqdm(range(len(windows)), desc="perplexity", unit="window", disable=not progress):
         ids = windows[i : i + 1].to(model.device)

@@ -48,6 +48,20 @@ class SplitModel:
         steps = tqdm(ids.split(1), desc="frozen prefix", unit="window", disable=not progress)
         return torch.cat([self.below(window).cpu() for window in steps])
 
+    def check_prefix(self, prefix: Tensor, ids: Tensor) -> None:
+        """Recompute the first window of a prefix, at the cost of one forward pass below layer l.
+
+        Raises:
+            ValueError: if ``prefix`` was not computed from ``ids`` by this model below this layer.
+        """
+        first = self.below(ids[:1]).cpu()
+        if len(prefix) != len(ids) or prefix[:1].shape != first.shape:
+            expected = (len(ids), *first.shape[1:])
+            raise ValueError(f"prefix has shape {tuple(prefix.shape)}; these windows need {expected}")
+        given, wanted = prefix[0, -1].float(), first[0, -1].float()  # the first token's few huge entries hide the rest
+        if (given - wanted).norm() > 0.05 * wanted.norm():
+            raise ValueError("this prefix belongs to another layer, other windows or another model")
+
 
 def _view(model: nn.Module, **replaced: nn.Module) -> nn.Module:
     """A shallow copy of a module with some children replaced; the original keeps its own."""

@@ -69,10 +69,15 @@ def train(
 
     Returns:
         The mean loss of each step in nats a token, before that step's update.
+
+    Raises:
+        ValueError: if ``prefix`` does not belong to these windows, this model and the adapter's first layer.
     """
     split = SplitModel(model, adapter.first_layer)
     if prefix is None:
         prefix = split.prefix(windows, progress=progress)
+    else:
+        split.check_prefix(prefix, windows)
     optimizer = torch.optim.Adam(adapter.parameters(), lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,

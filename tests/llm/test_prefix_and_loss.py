@@ -143,3 +143,21 @@ def test_prefix_of_many_windows_is_that_of_each(frozen, ids):
     prefix = split.prefix(ids)
     assert not prefix.requires_grad
     torch.testing.assert_close(prefix, split.below(ids), rtol=0, atol=1e-5)
+
+
+def test_a_prefix_is_accepted_for_its_own_windows_only(frozen, make_llama, ids):
+    split = SplitModel(frozen, 2)
+    prefix = split.prefix(ids)
+    split.check_prefix(prefix, ids)
+    split.check_prefix(prefix * 1.001, ids)  # rounding, of bfloat16 for example
+    for wrong in (
+        SplitModel(frozen, 1).prefix(ids),
+        SplitModel(frozen, 3).prefix(ids),
+        SplitModel(make_llama(seed=1), 2).prefix(ids),
+        prefix.flip(0),
+    ):
+        with pytest.raises(ValueError, match="another layer, other windows or another model"):
+            split.check_prefix(wrong, ids)
+    for wrong in (prefix[:1], prefix[:, :-1], prefix[..., :-1]):
+        with pytest.raises(ValueError, match=r"prefix has shape .*; these windows need \(2, 17, 32\)"):
+            split.check_prefix(wrong, ids)

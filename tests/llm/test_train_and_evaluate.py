@@ -149,3 +149,14 @@ def test_perplexity_states_its_terms():
     assert measured.value == pytest.approx(math.exp(3))
     assert str(measured) == "perplexity 20.086 (2,046 tokens, windows of 1,024, BOS)"
     assert "no BOS" in str(Perplexity(nll=(1.0,), window=2, bos=False))
+
+
+def test_a_prefix_of_another_layer_is_refused_before_any_work(make_llama, windows):
+    model = make_llama()
+    adapter = attach(model, CUAConfig(layers=(2,)))
+    wrong = SplitModel(model, 1).prefix(windows)
+    with pytest.raises(ValueError, match="another layer"):
+        train(model, adapter, windows, TrainConfig(steps=1), prefix=wrong)
+    assert not adapter.parameters()[0].any()
+    with pytest.raises(ValueError, match="another layer"):
+        perplexity(model, windows, split=SplitModel(model, 2), prefix=wrong)
