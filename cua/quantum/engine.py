@@ -1,0 +1,182 @@
+"""Exact outcome probabilities of very many small noisy circuits at once.
+
+One circuit, thousands of angle settings, several places on a device.  A density matrix of n qubits is kept as its real
+Pauli vector r_P = Tr(P rho), ``4^n`` numbers: a noisy gate is one small real matrix, an RZ turns two components into each
+other, and all circuits go through each gate together.  What comes before the first free angle is computed once; what comes
+after the last is folded into the measurement, which becomes a ``(2^n, 4^n)`` matrix.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from qiskit import QuantumCircuit
+from qiskit.circuit import Parameter
+from torch import Tensor
+
+from cua.quantum.noise import DeviceNoise, ideal_transfer_matrix
+
+CHUNK_NUMBERS = 1 << 19  # Pauli components worked on at a time (4 MB in float64), whatever the number of circuits
+
+
+class NoisyCircuit:
+    """A circuit of rz, sx, x, id, cz and final measurements, placed on one or several sets of physical qubits.
+
+    Args:
+        circuit: on n qubits; its parameters stand alone in rz gates.
+        noise: calibration of the device; ``None`` for perfect gates and measurements.
+        places: ``(n_places, n)`` physical qubits for the circuit's qubits 0, 1, ...; not used without noise.
+
+    Raises:
+        ValueError: for a gate outside that set, a parameter inside an expression, a measurement before a gate, or qubits
+            that the device does not have.
+    """
+
+    def __init__(
+        self, circuit: QuantumCircuit, noise: DeviceNoise | None = None, places: Sequence[Sequence[int]] = ()
+    ) -> None:
+        self.n_qubits = circuit.num_qubits
+        self.parameters = list(circuit.parameters)
+        if noise is None:
+            self.places = [tuple(range(self.n_qubits))]
+        else:
+            self.places = [tuple(place) for place in places]
+            for place in self.places:
+                if len(set(place)) != self.n_qubits or not set(place) <= set(range(noise.n_qubits)):
+                    raise ValueError(
+                        f"{noise.name} has qubits 0 to {noise.n_qubits - 1}; {place} does not name {self.n_qubits} of them"
+                    )
+            if not self.places:
+                raise ValueError("a noisy circuit needs at least one set of physical qubits")
+        steps = self._steps(circuit, noise)
+        free = [i for i, (qubits, action) in enumerate(steps) if isinstance(action, int)]
+        first, last = (free[0], free[-1] + 1) if free else (0, 0)
+        self._start = self._ground_state()
+        for qubits, matrix in steps[:first]:
+            self._start = _apply(self._start, matrix, qubits, self.n_qubits)
+        self._steps_between = steps[first:last]
+        self._effects = self._measurement(circuit, noise)
+        for qubits, matrix in reversed(steps[last:]):
+            # E <- E G, as G^T on the Pauli index of E, its rows being the batch.
+            transposed = _apply(self._effects.mT, matrix.mT, qubits, self.n_qubits)
+            self._effects = transposed.mT
+
+    def probabilities(self, angles: NDArray[np.float64] | Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Outcome probabilities, readout errors included.
+
+        Args:
+            angles: radians, ``(n_places, batch, n_parameters)`` in the order of ``self.parameters``.
+            dtype: float64, or float32 for about twice the speed and errors of 1e-6.
+
+        Returns:
+            ``(n_places, batch, 2^n)``; outcomes as integers, qubit 0 the lowest bit.
+
+        Raises:
+            ValueError: for angles of another shape.
+        """
+        angles = torch.as_tensor(angles)
+        if angles.ndim != 3 or angles.shape[0] != len(self.places) or angles.shape[2] != len(self.parameters):
+            raise ValueError(
+                f"angles have shape {tuple(angles.shape)}; expected ({len(self.places)} places, circuits, "
+                f"{len(self.parameters)} angles)"
+            )
+        batch = angles.shape[1]
+        out = torch.empty(len(self.places), batch, 2**self.n_qubits, dtype=dtype)
+        chunk = max(1, CHUNK_NUMBERS // (len(self.places) * 4**self.n_qubits))
+        start, effects = self._start.to(dtype), self._effects.to(dtype)
+        steps = [(q, a if isinstance(a, int) else a.to(dtype)) for q, a in self._steps_between]
+        for begin in range(0, batch, chunk):
+            part = angles[:, begin : begin + chunk].to(dtype).movedim(2, 0).contiguous()  # (n_parameters, places, chunk)
+            cos, sin = part.cos(), part.sin()
+            state = start
+            for qubits, action in steps:
+                if isinstance(action, int):
+                    state = _rotate_z(state, cos[action], sin[action], qubits[0], self.n_qubits)
+                else:
+                    state = _apply(state, action, qubits, self.n_qubits)
+            out[:, begin : begin + chunk] = (effects @ state).mT
+        return out
+
+    def _steps(
+        self, circuit: QuantumCircuit, noise: DeviceNoise | None
+    ) -> list[tuple[tuple[int, ...], int | Tensor]]:
+        """Gates as (qubits, number of the free angle) or (qubits, transfer matrices ``(n_places, 4^k, 4^k)``)."""
+        steps: list[tuple[tuple[int, ...], int | Tensor]] = []
+        measured: set[int] = set()
+        for instruction in circuit.data:
+            qubits = tuple(circuit.find_bit(qubit).index for qubit in instruction.qubits)
+            name = instruction.operation.name
+            if name == "barrier":
+                continue
+            if measured & set(qubits):
+                raise ValueError(f"{name} on a qubit that has been measured: only final measurements are simulated")
+            if name == "measure":
+                measured |= set(qubits)
+            elif name == "rz":
+                (angle,) = instruction.operation.params
+                if isinstance(angle, Parameter):
+                    steps.append((qubits, self.parameters.index(angle)))
+                elif getattr(angle, "parameters", None):
+                    raise ValueError(f"rz({angle}): a free angle has to stand alone, not in an expression")
+                else:
+                    c, s = np.cos(float(angle)), np.sin(float(angle))
+                    turn = np.array([[1, 0, 0, 0], [0, c, -s, 0], [0, s, c, 0], [0, 0, 0, 1.0]])
+                    steps.append((qubits, torch.from_numpy(turn).expand(len(self.places), 4, 4)))
+            else:
+                matrices = [
+                    ideal_transfer_matrix(name)
+                    if noise is None
+                    else noise.gate(name, tuple(place[qubit] for qubit in qubits))
+                    for place in self.places
+                ]
+                steps.append((qubits, torch.from_numpy(np.stack(matrices))))
+        return steps
+
+    def _ground_state(self) -> Tensor:
+        """|0...0>, ``(n_places, 4^n, 1)``: 1 for every Pauli string of I and Z."""
+        one = np.array([1.0, 0.0, 0.0, 1.0])
+        state = np.ones(1)
+        for _ in range(self.n_qubits):
+            state = np.kron(state, one)
+        return torch.from_numpy(state).expand(len(self.places), -1)[..., None]
+
+    def _measurement(self, circuit: QuantumCircuit, noise: DeviceNoise | None) -> Tensor:
+        """p = E r before any folding, ``(n_places, 2^n, 4^n)``."""
+        ideal = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, -1.0]]) / 2
+        rows = []
+        for place in self.places:
+            effects = np.ones((1, 1))
+            for qubit in place:  # qubit 0 is the last factor
+                one = ideal if noise is None else noise.readout(qubit) @ ideal
+                effects = np.kron(one, effects)
+            rows.append(effects)
+        return torch.from_numpy(np.stack(rows))
+
+
+def _apply(state: Tensor, matrix: Tensor, qubits: tuple[int, ...], n_qubits: int) -> Tensor:
+    """Apply ``(places, 4^k, 4^k)`` on k qubits of Pauli vectors ``(places, 4^n, batch)``."""
+    places, _, batch = state.shape
+    axes = [n_qubits - qubit for qubit in reversed(qubits)]  # axis 1 is the last qubit
+    tensor = state.reshape(places, *[4] * n_qubits, batch)
+    if axes == list(range(axes[0], axes[0] + len(axes))):  # neighbouring axes: a view will do
+        left = 4 ** (axes[0] - 1)
+        tensor = state.reshape(places, left, 4 ** len(axes), -1)
+        return (matrix[:, None] @ tensor).reshape(places, -1, batch)
+    front = list(range(1, len(axes) + 1))
+    moved = tensor.movedim(axes, front)
+    product = matrix @ moved.reshape(places, 4 ** len(axes), -1)
+    return product.reshape(moved.shape).movedim(front, axes).reshape(places, -1, batch)
+
+
+def _rotate_z(state: Tensor, cos: Tensor, sin: Tensor, qubit: int, n_qubits: int) -> Tensor:
+    """RZ on one qubit, an own angle for each circuit; ``cos`` and ``sin`` are ``(places, batch)``."""
+    places, _, batch = state.shape
+    left, right = 4 ** (n_qubits - 1 - qubit), 4**qubit
+    old = state.view(places, left, 4, right, batch)
+    new = old.new_empty(places, left, 4, right, cos.shape[-1])
+    c, s = cos[:, None, None], sin[:, None, None]
+    new[:, :, 0], new[:, :, 3] = old[:, :, 0], old[:, :, 3]
+    torch.mul(old[:, :, 1], c, out=new[:, :, 1]).addcmul_(old[:, :, 2], s, value=-1)
+    torch.mul(old[:, :, 1], s, out=new[:, :, 2]).addcmul_(old[:, :, 2], c)
+    return new.view(places, -1, cos.shape[-1])

@@ -1,0 +1,64 @@
+"""Noise of single qubits and pairs, from a backend's own calibration, as Pauli transfer matrices.
+
+The gate errors are those of Qiskit Aer's device model: after each gate, thermal relaxation over its duration, then as
+much depolarisation as brings the gate to its calibrated error; RZ is virtual and free of error.  Measurement flips bits
+with the calibrated probabilities.  Not modelled, here as there: crosstalk, leakage, drift, coherent errors, and
+relaxation of idle qubits.
+
+A **Pauli transfer matrix** R of a channel E on k qubits has R[i, j] = Tr(P_i E(P_j)) / 2^k, real, ``(4^k, 4^k)``, with
+the Paulis ordered I, X, Y, Z and the first qubit as the last digit (Qiskit's order).
+"""
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from qiskit.circuit.library import CZGate, IGate, SXGate, XGate
+from qiskit.providers import BackendV2
+from qiskit.quantum_info import PTM
+from qiskit_aer.noise.device import basic_device_gate_errors, basic_device_readout_errors
+
+IDEAL_GATES = {"id": IGate, "x": XGate, "sx": SXGate, "cz": CZGate}
+
+
+@cache
+def ideal_transfer_matrix(gate: str) -> NDArray[np.float64]:
+    """Pauli transfer matrix of a gate without noise, ``(4, 4)`` or ``(16, 16)``; "id", "x", "sx" or "cz"."""
+    if gate not in IDEAL_GATES:
+        raise ValueError(f"gate {gate!r}: a Heron's gates are rz, {', '.join(IDEAL_GATES)}; transpile for one first")
+    return PTM(IDEAL_GATES[gate]()).data.real
+
+
+class DeviceNoise:
+    """Calibrated noise of one device.
+
+    Args:
+        backend: a fake or real Heron backend (gates id, x, sx, rz, cz).
+
+    Gates and readouts that the calibration gives no error for are taken as perfect, as Aer does.
+    """
+
+    def __init__(self, backend: BackendV2) -> None:
+        self.name, self.n_qubits = backend.name, backend.num_qubits
+        self._gates = {
+            (name, tuple(qubits)): error for name, qubits, error in basic_device_gate_errors(target=backend.target)
+        }
+        self._readout = {
+            qubits[0]: np.array(error.probabilities)
+            for qubits, error in basic_device_readout_errors(target=backend.target)
+        }
+        self._cache: dict[tuple[str, tuple[int, ...]], NDArray[np.float64]] = {}
+
+    def gate(self, name: str, qubits: tuple[int, ...]) -> NDArray[np.float64]:
+        """Pauli transfer matrix of a noisy gate on physical qubits, the gate first and its error after it."""
+        key = name, tuple(qubits)
+        if key not in self._cache:
+            matrix = ideal_transfer_matrix(name)
+            if key in self._gates:
+                matrix = PTM(self._gates[key].to_quantumchannel()).data.real @ matrix
+            self._cache[key] = matrix
+        return self._cache[key]
+
+    def readout(self, qubit: int) -> NDArray[np.float64]:
+        """Assignment matrix ``(2, 2)``: [observed, prepared], columns sum to one."""
+        return self._readout.get(qubit, np.eye(2)).T
