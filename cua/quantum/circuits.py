@@ -18,9 +18,10 @@ CZ and SX before the measurement undo one; both differ from the textbook Bell pa
 
 import numpy as np
 from numpy.typing import NDArray
-from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
+from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister, transpile
 from qiskit.circuit import ParameterVector
 from qiskit.circuit.library import StatePreparation, UnitaryGate
+from qiskit.transpiler import CouplingMap
 
 SUPERDENSE_OUTCOMES = (0, 1, 3, 2)
 """``SUPERDENSE_OUTCOMES[i]``: the outcome whose probability is that of component i."""
@@ -57,6 +58,92 @@ def textbook_circuit(x: NDArray[np.float64], q: NDArray[np.float64]) -> QuantumC
     circuit.append(UnitaryGate(q), range(n_qubits))
     circuit.measure_all()
     return circuit
+
+
+def preparation_template(n_qubits: int) -> QuantumCircuit:
+    """Real states on n qubits from 2^n - 1 free RY angles, see :func:`preparation_angles`.
+
+    Two qubits are prepared by their Schmidt decomposition (one CX); every further qubit by an RY that all the others
+    control, written as 2^k RY and CX in turn along a Gray code (Möttönen et al., quant-ph/0407010).
+    """
+    circuit = QuantumCircuit(n_qubits)
+    angles = ParameterVector("x", 2**n_qubits - 1)
+    if n_qubits == 1:
+        circuit.ry(angles[0], 0)
+        return circuit
+    top = n_qubits - 1  # the two highest qubits come first
+    circuit.ry(angles[0], top - 1)
+    circuit.cx(top - 1, top)
+    circuit.ry(angles[1], top - 1)
+    circuit.ry(angles[2], top)
+    used = 3
+    for target in range(top - 2, -1, -1):
+        n_controls = top - target
+        for step in range(2**n_controls):
+            circuit.ry(angles[used + step], target)
+            changing = _gray(step) ^ _gray((step + 1) % 2**n_controls)
+            circuit.cx(target + changing.bit_length(), target)
+        used += 2**n_controls
+    return circuit
+
+
+def preparation_angles(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Angles of :func:`preparation_template` for many slices at once.
+
+    Args:
+        x: ``(..., 2^n)``; component i is outcome i.  A zero slice gets the angles of the state |0...0>.
+
+    Returns:
+        ``(..., 2^n - 1)`` in radians.
+
+    Raises:
+        ValueError: if the last dimension is not a power of two.
+    """
+    x = np.asarray(x, dtype=float)
+    n_qubits = _n_qubits(x.shape[-1])
+    if n_qubits == 1:
+        return 2 * np.arctan2(x[..., 1:], x[..., :1])
+    blocks = []
+    for controls in range(n_qubits - 1, 1, -1):  # the lowest qubit splits each pair of neighbours, then drops out
+        pairs = x.reshape(*x.shape[:-1], -1, 2)
+        turns = 2 * np.arctan2(pairs[..., 1], pairs[..., 0])
+        codes = np.arange(2**controls)
+        walsh = (-1.0) ** np.bitwise_count(codes[:, None] & _gray(codes)[None, :])
+        blocks.insert(0, turns @ walsh / 2**controls)
+        x = np.linalg.norm(pairs, axis=-1)
+    # X[q1, q0] = R(f) diag(cos g, sin g) R(t) with rotations R, in closed form.
+    (a, b), (c, d) = np.moveaxis(x.reshape(*x.shape[:-1], 2, 2), (-2, -1), (0, 1))
+    plus, minus = np.hypot(a + d, c - b), np.hypot(a - d, c + b)
+    first, second = np.arctan2(c + b, a - d), np.arctan2(c - b, a + d)
+    schmidt = 2 * np.arctan2(plus - minus, plus + minus)
+    return np.concatenate([np.stack([schmidt, first - second, first + second], axis=-1), *blocks], axis=-1)
+
+
+def textbook_template(q: NDArray[np.float64], seed: int = 0) -> QuantumCircuit:
+    """State preparation with free angles and Q as a unitary gate, transpiled for a line of Heron qubits.
+
+    Args:
+        q: ``(b, b)`` orthogonal, b a power of two.
+        seed: of the transpiler (Qiskit's, optimisation level 3).
+
+    Returns:
+        Gates rz, sx, x, cz on qubits 0..n-1 of a line, with the angles of :func:`preparation_angles` free.
+    """
+    n_qubits = _n_qubits(len(q))
+    circuit = preparation_template(n_qubits)
+    circuit.append(UnitaryGate(q), range(n_qubits))
+    circuit.measure_all()
+    return transpile(
+        circuit,
+        basis_gates=["rz", "sx", "x", "cz"],
+        coupling_map=CouplingMap.from_line(n_qubits) if n_qubits > 1 else None,
+        optimization_level=3,
+        seed_transpiler=seed,
+    )
+
+
+def _gray(code):
+    return code ^ (code >> 1)
 
 
 def _n_qubits(b: int) -> int:

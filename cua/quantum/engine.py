@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from qiskit import QuantumCircuit
-from qiskit.circuit import Parameter
+from qiskit.circuit import Parameter, ParameterExpression
 from torch import Tensor
 
 from cua.quantum.noise import DeviceNoise, ideal_transfer_matrix
@@ -24,12 +24,12 @@ class NoisyCircuit:
     """A circuit of rz, sx, x, id, cz and final measurements, placed on one or several sets of physical qubits.
 
     Args:
-        circuit: on n qubits; its parameters stand alone in rz gates.
+        circuit: on n qubits; its parameters stand in rz gates, as sums with constant factors.
         noise: calibration of the device; ``None`` for perfect gates and measurements.
         places: ``(n_places, n)`` physical qubits for the circuit's qubits 0, 1, ...; not used without noise.
 
     Raises:
-        ValueError: for a gate outside that set, a parameter inside an expression, a measurement before a gate, or qubits
+        ValueError: for a gate outside that set, an angle that is no such sum, a measurement before a gate, or qubits
             that the device does not have.
     """
 
@@ -49,6 +49,8 @@ class NoisyCircuit:
                     )
             if not self.places:
                 raise ValueError("a noisy circuit needs at least one set of physical qubits")
+        self._coefficients: list[NDArray[np.float64]] = []  # of the free RZ: angle = coefficients . parameters + offset
+        self._offsets: list[float] = []
         steps = self._steps(circuit, noise)
         free = [i for i, (qubits, action) in enumerate(steps) if isinstance(action, int)]
         first, last = (free[0], free[-1] + 1) if free else (0, 0)
@@ -84,11 +86,14 @@ class NoisyCircuit:
         batch = angles.shape[1]
         out = torch.empty(len(self.places), batch, 2**self.n_qubits, dtype=dtype)
         chunk = max(1, CHUNK_NUMBERS // (len(self.places) * 4**self.n_qubits))
+        coefficients = torch.from_numpy(np.array(self._coefficients)).to(dtype).view(-1, len(self.parameters))
+        offsets = torch.tensor(self._offsets, dtype=dtype)[:, None, None]
         start, effects = self._start.to(dtype), self._effects.to(dtype)
         steps = [(q, a if isinstance(a, int) else a.to(dtype)) for q, a in self._steps_between]
         for begin in range(0, batch, chunk):
-            part = angles[:, begin : begin + chunk].to(dtype).movedim(2, 0).contiguous()  # (n_parameters, places, chunk)
-            cos, sin = part.cos(), part.sin()
+            part = angles[:, begin : begin + chunk].to(dtype)
+            turns = torch.einsum("rp,sbp->rsb", coefficients, part) + offsets  # (n_free_rz, places, chunk)
+            cos, sin = turns.cos(), turns.sin()
             state = start
             for qubits, action in steps:
                 if isinstance(action, int):
@@ -101,9 +106,10 @@ class NoisyCircuit:
     def _steps(
         self, circuit: QuantumCircuit, noise: DeviceNoise | None
     ) -> list[tuple[tuple[int, ...], int | Tensor]]:
-        """Gates as (qubits, number of the free angle) or (qubits, transfer matrices ``(n_places, 4^k, 4^k)``)."""
+        """Gates as (qubits, number of the free RZ) or (qubits, transfer matrices ``(n_places, 4^k, 4^k)``)."""
         steps: list[tuple[tuple[int, ...], int | Tensor]] = []
         measured: set[int] = set()
+        self._bits = list(range(self.n_qubits))  # classical bit of each qubit
         for instruction in circuit.data:
             qubits = tuple(circuit.find_bit(qubit).index for qubit in instruction.qubits)
             name = instruction.operation.name
@@ -113,14 +119,15 @@ class NoisyCircuit:
                 raise ValueError(f"{name} on a qubit that has been measured: only final measurements are simulated")
             if name == "measure":
                 measured |= set(qubits)
+                self._bits[qubits[0]] = circuit.find_bit(instruction.clbits[0]).index
             elif name == "rz":
-                (angle,) = instruction.operation.params
-                if isinstance(angle, Parameter):
-                    steps.append((qubits, self.parameters.index(angle)))
-                elif getattr(angle, "parameters", None):
-                    raise ValueError(f"rz({angle}): a free angle has to stand alone, not in an expression")
+                coefficients, offset = _affine(instruction.operation.params[0], self.parameters)
+                if coefficients.any():
+                    steps.append((qubits, len(self._coefficients)))
+                    self._coefficients.append(coefficients)
+                    self._offsets.append(offset)
                 else:
-                    c, s = np.cos(float(angle)), np.sin(float(angle))
+                    c, s = np.cos(offset), np.sin(offset)
                     turn = np.array([[1, 0, 0, 0], [0, c, -s, 0], [0, s, c, 0], [0, 0, 0, 1.0]])
                     steps.append((qubits, torch.from_numpy(turn).expand(len(self.places), 4, 4)))
             else:
@@ -144,14 +151,29 @@ class NoisyCircuit:
     def _measurement(self, circuit: QuantumCircuit, noise: DeviceNoise | None) -> Tensor:
         """p = E r before any folding, ``(n_places, 2^n, 4^n)``."""
         ideal = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, -1.0]]) / 2
+        outcomes = np.arange(2**self.n_qubits)
+        states = sum((outcomes >> bit & 1) << qubit for qubit, bit in enumerate(self._bits))  # outcome -> basis state
         rows = []
         for place in self.places:
             effects = np.ones((1, 1))
             for qubit in place:  # qubit 0 is the last factor
                 one = ideal if noise is None else noise.readout(qubit) @ ideal
                 effects = np.kron(one, effects)
-            rows.append(effects)
+            rows.append(effects[states])
         return torch.from_numpy(np.stack(rows))
+
+
+def _affine(angle: float | ParameterExpression, parameters: list[Parameter]) -> tuple[NDArray[np.float64], float]:
+    """Coefficients and offset of an angle that is affine in the parameters."""
+    coefficients = np.zeros(len(parameters))
+    if not getattr(angle, "parameters", None):
+        return coefficients, float(angle)
+    for parameter in angle.parameters:
+        slope = angle.gradient(parameter)
+        if isinstance(slope, ParameterExpression) and slope.parameters:
+            raise ValueError(f"rz({angle}): the angle has to be a sum of parameters with constant factors")
+        coefficients[parameters.index(parameter)] = float(slope)
+    return coefficients, float(angle.bind(dict.fromkeys(angle.parameters, 0.0)))
 
 
 def _apply(state: Tensor, matrix: Tensor, qubits: tuple[int, ...], n_qubits: int) -> Tensor:

@@ -1,0 +1,98 @@
+"""From counts to the output of a block.
+
+A slice x of length |x| goes in, a circuit with y = Q x runs, outcome k is counted ``counts[k]`` times.  All functions take
+counts in the order of *components* (see :mod:`cua.quantum.circuits`), ``(..., b)``, and work on any number of blocks at once.
+
+``sign-constrained``  magnitudes from the counts, signs from the input (arXiv:2605.05914).
+``sign-faithful``     magnitudes and signs from counts in two settings, Q x and (H (x) H) Q x.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+HADAMARD = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
+"""H (x) H: the second setting measures (H (x) H) Q x.  A rotation (determinant 1), so again one superdense circuit."""
+
+_SIGNS = np.array([[1, a, b, c] for a in (1, -1) for b in (1, -1) for c in (1, -1)], dtype=float)
+
+
+def sample(probabilities: NDArray[np.float64], shots: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Multinomial counts of ``shots`` shots, ``(..., b)`` like the probabilities (clipped at 0 and normalised)."""
+    if shots < 1:
+        raise ValueError(f"shots={shots}: at least one")
+    p = np.clip(probabilities, 0.0, None)
+    return rng.multinomial(shots, p / p.sum(-1, keepdims=True))
+
+
+def sign_constrained(x: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """y_i = sign(x_i) |x| sqrt(counts_i / shots): the paper's readout.
+
+    Args:
+        x: slices ``(..., b)``.
+        counts: of y, ``(..., b)``; counts, frequencies or mitigated frequencies.
+
+    Returns:
+        Estimates of y, ``(..., b)``.  Magnitudes are low by (1 - p)/(8 shots sqrt(p)) to first order, for counts without
+        noise; zero slices give zeros.
+    """
+    return np.copysign(_length(x) * _root(counts), x)
+
+
+def sign_faithful(
+    x: NDArray[np.float64],
+    counts: NDArray[np.float64],
+    counts_h: NDArray[np.float64],
+    mean_overlap: float | NDArray[np.float64] = 0.5,
+) -> NDArray[np.float64]:
+    """Estimate y = Q x, signs and all, from two settings.
+
+    For each of the 8 sign patterns s, the first setting gives the vector s sqrt(f) with f its frequencies, the second
+    H s' sqrt(f_h) with H = H (x) H and the signs s' that the first vector predicts; their mean, weighted by shots, is the
+    candidate.  The candidate under which both sets of counts are most likely is taken.  Where two are nearly equally
+    likely, the one closer to x is, by a von Mises-Fisher prior around x of the width that ``mean_overlap`` says.  The
+    global sign follows from <x, Q x> > 0, which holds for every x if |K|_2 < 2.
+
+    Args:
+        x: slices ``(..., 4)``.
+        counts: of Q x, ``(..., 4)``; may be mitigated (not whole, but not negative).
+        counts_h: of (H (x) H) Q x, ``(..., 4)``.
+        mean_overlap: of x/|x| and Q x/|x| over random x, which is tr(Q)/4; broadcasts against ``x[..., 0]``.
+
+    Returns:
+        Estimates of y, ``(..., 4)``, of length |x|.  Once shots are enough to tell the signs, the squared error is
+        3/(4 shots) |x|^2 with shots those of both settings, what the quantum Fisher information allows.
+    """
+    n, n_h = counts.sum(-1, keepdims=True), counts_h.sum(-1, keepdims=True)
+    m, m_h, length = _root(counts), _root(counts_h), _length(x)
+    direction = x / np.where(length > 0, length, 1.0)
+    concentration = 1.5 / np.maximum(1.0 - np.asarray(mean_overlap), 1e-3)
+    best, y = np.full(x.shape[:-1], -np.inf), np.zeros_like(x)
+    for signs in _SIGNS:
+        first = signs * m
+        candidate = n * first + n_h * (np.copysign(m_h, first @ HADAMARD) @ HADAMARD)
+        candidate /= np.maximum(_length(candidate), np.finfo(float).tiny)
+        overlap = (candidate * direction).sum(-1)
+        score = (
+            _log_likelihood(counts, n, candidate)
+            + _log_likelihood(counts_h, n_h, candidate @ HADAMARD)
+            + concentration * np.abs(overlap)
+        )
+        better = score > best
+        best = np.where(better, score, best)
+        y = np.where(better[..., None], np.where(overlap < 0, -1.0, 1.0)[..., None] * candidate, y)
+    return length * y
+
+
+def _log_likelihood(counts: NDArray[np.float64], shots: NDArray[np.float64], amplitudes: NDArray[np.float64]) -> NDArray:
+    # A predicted zero that was counted after all is unlikely, not impossible: amplitudes are known to 1/(2 sqrt(shots)).
+    return (counts * np.log(amplitudes**2 + 0.25 / np.maximum(shots, 1.0))).sum(-1)
+
+
+def _length(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _root(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """sqrt of the frequencies; zeros if nothing was counted."""
+    total = counts.sum(-1, keepdims=True)
+    return np.sqrt(np.clip(counts, 0.0, None) / np.where(total > 0, total, 1.0))
