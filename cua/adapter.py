@@ -8,7 +8,7 @@ An adapter puts a block-diagonal orthogonal matrix Q = diag(Q_1, ..., Q_n) on on
 ``y = W Q x`` (side "input", as in arXiv:2605.05914) or ``y = Q (W x + bias)`` (side "output").
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cua.cayley import cayley, skew
 from cua.config import CUAConfig, layer_number, matching_layers, theta_shape
-from cua.readout import READOUTS, block_matmul
+from cua.readout import READOUTS, apply_factors
 
 
 class CayleyLinear(nn.Module):
@@ -34,6 +34,7 @@ class CayleyLinear(nn.Module):
     def __init__(self, base_layer: nn.Linear, config: CUAConfig) -> None:
         super().__init__()
         self.base_layer, self.config, self.enabled = base_layer, config, True
+        self.executor: Callable[[Tensor, Tensor], Tensor] | None = None  # a readout that runs circuits, see cua.hybrid
         weight = base_layer.weight
         # With CPU or disk offload (device_map) the weight is a meta tensor and the hook knows where to compute.
         hook = getattr(base_layer, "_hf_hook", None)
@@ -42,8 +43,12 @@ class CayleyLinear(nn.Module):
         self.theta = nn.Parameter(torch.zeros(theta_shape(base_layer, config), dtype=dtype, device=device))
 
     def blocks(self) -> Tensor:
-        """The orthogonal blocks Q, ``(n_blocks, b, b)``."""
+        """The orthogonal blocks Q, ``(n_blocks, b, b)``, those of butterfly factor 0 first."""
         return cayley(skew(self.theta, self.config.block_size))
+
+    def factors(self) -> tuple[Tensor, ...]:
+        """:meth:`blocks` of each butterfly factor, in the order in which they are applied."""
+        return self.blocks().chunk(self.config.depth)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
@@ -53,8 +58,8 @@ class CayleyLinear(nn.Module):
         return self._rotate(self.base_layer(x))
 
     def _rotate(self, x: Tensor) -> Tensor:
-        q = self.blocks()
-        return READOUTS[self.config.readout](x.to(q.dtype), q).to(x.dtype)
+        read = self.executor or READOUTS[self.config.readout]
+        return apply_factors(x.to(self.theta.dtype), enumerate(self.factors()), read).to(x.dtype)
 
 
 class Adapter:
@@ -123,14 +128,14 @@ class Adapter:
             if uses[id(weight)] > 1:
                 raise ValueError(f"{name}: its weight is shared with another layer, which merging would change too")
         for module in self.modules.values():
-            layer, q = module.base_layer, module.blocks().double()
-            weight = layer.weight.double()
-            if self.config.side == "input":
-                layer.weight.copy_(block_matmul(weight, q.mT))
+            layer, factors = module.base_layer, [(f, q.double()) for f, q in enumerate(module.factors())]
+            if self.config.side == "input":  # each row w of W becomes Q^T w
+                transposed = [(f, q.mT) for f, q in reversed(factors)]
+                layer.weight.copy_(apply_factors(layer.weight.double(), transposed))
             else:
-                layer.weight.copy_(block_matmul(weight.mT, q).mT)
+                layer.weight.copy_(apply_factors(layer.weight.double().mT, factors).mT)
                 if layer.bias is not None:
-                    layer.bias.copy_(block_matmul(layer.bias.double(), q))
+                    layer.bias.copy_(apply_factors(layer.bias.double(), factors))
         return self.detach()
 
     def __str__(self) -> str:
@@ -138,6 +143,7 @@ class Adapter:
         rows = [
             f"{self.config.side} side, {self.config.readout} readout, {self.config.block_size}x"
             f"{self.config.block_size} blocks"
+            + (f", butterfly of {self.config.depth}" if self.config.depth > 1 else "")
         ]
         for name, module in self.modules.items():
             rows.append(f"  {name}: {len(module.theta):,} blocks, {module.theta.numel():,} parameters")

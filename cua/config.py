@@ -21,6 +21,8 @@ class CUAConfig:
         layers: decoder layers to adapt, counted from 0; ``None`` for all.
         side: "input" (Q before the linear layer) or "output" (Q after it).
         block_size: b, 2 to 64; has to divide the width of that side.
+        depth: butterfly factors.  With depth d the blocks of factor f act on components b^f apart, so that d layers of
+            b x b blocks mix b^d components; b^d has to divide the width.  The factors are applied in turn, f = 0 first.
         readout: "exact" or "sign-constrained", see :mod:`cua.readout`.
 
     Raises:
@@ -31,6 +33,7 @@ class CUAConfig:
     layers: tuple[int, ...] | None = None
     side: str = "input"
     block_size: int = 4
+    depth: int = 1
     readout: str = "exact"
 
     def __post_init__(self) -> None:
@@ -56,13 +59,16 @@ class CUAConfig:
             raise ValueError(f"unknown side {self.side!r}; known: {', '.join(SIDES)}")
         if type(self.block_size) is not int or not 2 <= self.block_size <= 64:
             raise ValueError(f"block_size={self.block_size!r}: expected a whole number from 2 to 64")
+        if type(self.depth) is not int or not 1 <= self.depth <= 8:
+            raise ValueError(f"depth={self.depth!r}: expected a whole number from 1 to 8")
         if self.readout not in READOUTS:
             raise ValueError(f"unknown readout {self.readout!r}; known: {', '.join(READOUTS)}")
 
 
 def theta_shape(layer: nn.Linear, config: CUAConfig) -> tuple[int, int]:
-    """Shape of the parameters on one layer, ``(n_blocks, b(b-1)/2)``."""
-    return _side_width(layer, config.side) // config.block_size, n_parameters(config.block_size)
+    """Shape of the parameters on one layer, ``(n_blocks, b(b-1)/2)``; the blocks of factor 0 come first."""
+    n_blocks = config.depth * _side_width(layer, config.side) // config.block_size
+    return n_blocks, n_parameters(config.block_size)
 
 
 def matching_layers(model: nn.Module, config: CUAConfig) -> dict[str, nn.Linear]:
@@ -90,11 +96,12 @@ def matching_layers(model: nn.Module, config: CUAConfig) -> dict[str, nn.Linear]
         )
     widths = {name: _side_width(module, config.side) for name, module in targets.items()}
     for name, width in widths.items():
-        if width % config.block_size:
-            valid = [b for b in range(2, 65) if all(w % b == 0 for w in widths.values())]
+        if width % config.block_size**config.depth:
+            valid = [b for b in range(2, 65) if all(w % b**config.depth == 0 for w in widths.values())]
+            power = "" if config.depth == 1 else f" to the power of depth={config.depth}"
             raise ValueError(
-                f"block_size={config.block_size} does not divide the {config.side} width {width} of {name}; "
-                f"sizes that fit every matched layer: {', '.join(map(str, valid))}"
+                f"block_size={config.block_size}{power} does not divide the {config.side} width {width} of {name}; "
+                f"sizes that fit every matched layer: {', '.join(map(str, valid)) or 'none'}"
             )
     return targets
 

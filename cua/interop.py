@@ -34,12 +34,13 @@ def to_peft(adapter: Adapter, folder: str | Path) -> Path:
         The folder, with ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Raises:
-        ValueError: for another readout or the output side, which OFT does not have.
+        ValueError: for another readout, the output side or a butterfly, which OFT does not have.
     """
-    if adapter.config.readout != "exact" or adapter.config.side != "input":
+    config = adapter.config
+    if config.readout != "exact" or config.side != "input" or config.depth != 1:
         raise ValueError(
-            f"PEFT's OFT is an exact rotation of the input; this adapter has the {adapter.config.readout} readout on "
-            f"the {adapter.config.side} side"
+            f"PEFT's OFT is one exact block-wise rotation of the input; this adapter has the {config.readout} readout, "
+            f"the {config.side} side and depth {config.depth}"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ Both readouts take activations ``x`` of shape ``(..., n_blocks * b)`` and orthog
   magnitudes and the signs are copied from the classically stored input (arXiv:2605.05914).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -97,6 +97,27 @@ def sign_constrained(x: Tensor, q: Tensor) -> Tensor:
     Args, Returns: as :func:`block_matmul`.
     """
     return torch.copysign(block_matmul(x, q), x.detach())
+
+
+def apply_factors(
+    x: Tensor, factors: Iterable[tuple[int, Tensor]], read: Callable[[Tensor, Tensor], Tensor] = block_matmul
+) -> Tensor:
+    """Apply layers of blocks in turn, each on components of its own stride: a butterfly.
+
+    Args:
+        x: ``(..., width)``.
+        factors: pairs of a factor's number f and its blocks ``(n_blocks, b, b)``, which act on components b^f apart.
+            Factor 0 alone is the plain block-diagonal product.  Q^T is the transposed blocks in the reversed order.
+        read: readout of each layer.
+
+    Returns:
+        ``(..., width)``.
+    """
+    for factor, q in factors:
+        b = q.shape[-1]
+        slices = x.unflatten(-1, (-1, b, b**factor)).mT.flatten(-3)  # components b^f apart become neighbours
+        x = read(slices, q).unflatten(-1, (-1, b**factor, b)).mT.flatten(-3)
+    return x
 
 
 READOUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM
 
 from cua.adapter import Adapter
+from cua.cayley import skew
 from cua.llm.prefix import SplitModel
 
 
@@ -22,6 +23,8 @@ class TrainConfig:
             (radians, for small angles).
         batch: windows a step.
         warmup: steps of linear warm-up.
+        max_k_norm: after each step, blocks with a larger spectral norm of K are scaled back to it; ``None``: no bound.
+            Below 2 every block keeps <x, Q x> > 0, so that its global sign can be told from counts.
         seed: of the order in which windows are drawn (the adapter itself starts at zero, not at random).
 
     Raises:
@@ -32,11 +35,14 @@ class TrainConfig:
     learning_rate: float = 0.02
     batch: int = 1
     warmup: int = 20
+    max_k_norm: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.warmup < 0 or self.learning_rate <= 0:
             raise ValueError(f"{self}: steps and batch are at least 1, warmup at least 0, learning_rate above 0")
+        if self.max_k_norm is not None and self.max_k_norm <= 0:
+            raise ValueError(f"max_k_norm={self.max_k_norm}: above 0, or None for no bound")
 
 
 def window_order(n_windows: int, config: TrainConfig) -> Tensor:
@@ -92,6 +98,16 @@ def train(
         loss.backward()
         optimizer.step()
         schedule.step()
+        if config.max_k_norm is not None:
+            bound_k(adapter, config.max_k_norm)
         losses.append(loss.item())
         steps.set_postfix(loss=f"{loss.item():.3f}")
     return losses
+
+
+@torch.no_grad()
+def bound_k(adapter: Adapter, max_norm: float) -> None:
+    """Scale back each block's K to a spectral norm of at most ``max_norm``: no rotation by more than 2 arctan(max/2)."""
+    for theta in adapter.parameters():
+        norms = torch.linalg.matrix_norm(skew(theta, adapter.config.block_size), 2)
+        theta *= (max_norm / norms.clamp(min=max_norm))[:, None]

@@ -238,7 +238,9 @@ def so4_to_quaternions(q: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDA
     error = np.abs(a[..., :, None] * b[..., None, :] - c).max(initial=0.0)
     length = np.abs(np.linalg.norm(a, axis=-1) - 1).max(initial=0.0)
     if not max(error, length) < 1e-6:
-        raise ValueError("a block is not in SO(4): reflections and non-orthogonal matrices are not A (x) B in the magic basis")
+        raise ValueError(
+            "a block is not in SO(4): reflections and non-orthogonal matrices are not A (x) B in the magic basis"
+        )
     return a / np.linalg.norm(a, axis=-1, keepdims=True), b
 
 

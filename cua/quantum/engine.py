@@ -103,13 +103,11 @@ class NoisyCircuit:
             out[:, begin : begin + chunk] = (effects @ state).mT
         return out
 
-    def _steps(
-        self, circuit: QuantumCircuit, noise: DeviceNoise | None
-    ) -> list[tuple[tuple[int, ...], int | Tensor]]:
+    def _steps(self, circuit: QuantumCircuit, noise: DeviceNoise | None) -> list[tuple[tuple[int, ...], int | Tensor]]:
         """Gates as (qubits, number of the free RZ) or (qubits, transfer matrices ``(n_places, 4^k, 4^k)``)."""
         steps: list[tuple[tuple[int, ...], int | Tensor]] = []
         measured: set[int] = set()
-        self._bits = list(range(self.n_qubits))  # classical bit of each qubit
+        self.bits = list(range(self.n_qubits))  # classical bit of each qubit
         for instruction in circuit.data:
             qubits = tuple(circuit.find_bit(qubit).index for qubit in instruction.qubits)
             name = instruction.operation.name
@@ -119,7 +117,7 @@ class NoisyCircuit:
                 raise ValueError(f"{name} on a qubit that has been measured: only final measurements are simulated")
             if name == "measure":
                 measured |= set(qubits)
-                self._bits[qubits[0]] = circuit.find_bit(instruction.clbits[0]).index
+                self.bits[qubits[0]] = circuit.find_bit(instruction.clbits[0]).index
             elif name == "rz":
                 coefficients, offset = _affine(instruction.operation.params[0], self.parameters)
                 if coefficients.any():
@@ -152,7 +150,7 @@ class NoisyCircuit:
         """p = E r before any folding, ``(n_places, 2^n, 4^n)``."""
         ideal = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, -1.0]]) / 2
         outcomes = np.arange(2**self.n_qubits)
-        states = sum((outcomes >> bit & 1) << qubit for qubit, bit in enumerate(self._bits))  # outcome -> basis state
+        states = sum((outcomes >> bit & 1) << qubit for qubit, bit in enumerate(self.bits))  # outcome -> basis state
         rows = []
         for place in self.places:
             effects = np.ones((1, 1))

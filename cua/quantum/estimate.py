@@ -83,7 +83,9 @@ def sign_faithful(
     return length * y
 
 
-def _log_likelihood(counts: NDArray[np.float64], shots: NDArray[np.float64], amplitudes: NDArray[np.float64]) -> NDArray:
+def _log_likelihood(
+    counts: NDArray[np.float64], shots: NDArray[np.float64], amplitudes: NDArray[np.float64]
+) -> NDArray:
     # A predicted zero that was counted after all is unlikely, not impossible: amplitudes are known to 1/(2 sqrt(shots)).
     return (counts * np.log(amplitudes**2 + 0.25 / np.maximum(shots, 1.0))).sum(-1)
 

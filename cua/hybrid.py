@@ -1,0 +1,187 @@
+"""Where both wings meet: a language model whose blocks are run as quantum circuits.
+
+with run_on_circuits(adapter, Execution(noise=DeviceNoise(backend), places=disjoint_paths(backend, 2))):
+    perplexity(model, windows)
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import cycle
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cua.adapter import Adapter
+from cua.quantum.circuits import (
+    SUPERDENSE_OUTCOMES,
+    preparation_angles,
+    superdense_angles,
+    superdense_template,
+    textbook_template,
+)
+from cua.quantum.engine import NoisyCircuit
+from cua.quantum.estimate import HADAMARD, sample, sign_constrained, sign_faithful
+from cua.quantum.mitigation import depolarising_response, depolarising_strength, mitigate, readout_response
+from cua.quantum.noise import DeviceNoise
+
+CIRCUITS = ("superdense", "textbook")
+READOUTS = ("sign-faithful", "sign-constrained", "true-signs")
+MITIGATIONS = ("none", "readout", "readout+depolarising")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How every block is run.
+
+    Attributes:
+        circuit: "superdense" (4x4 blocks only) or "textbook".
+        readout: "sign-faithful" (4x4 only; two settings), "sign-constrained" (the paper's), or "true-signs": magnitudes from the
+            circuit, signs from the exact product, which no device could know; it separates noise from the question of signs.
+        shots: of one block and slice, both settings together; ``None`` for infinitely many.
+        noise: of the device, or ``None``.
+        places: sets of physical qubits; block i runs on set i modulo their number.
+        mitigation: "none", "readout" or "readout+depolarising".
+        seed: of the shots.
+
+    Raises:
+        ValueError: for an unknown name, shots below two, or noise without places.
+    """
+
+    circuit: str = "superdense"
+    readout: str = "sign-faithful"
+    shots: int | None = 8192
+    noise: DeviceNoise | None = None
+    places: tuple[tuple[int, ...], ...] = ()
+    mitigation: str = "none"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field, known in (("circuit", CIRCUITS), ("readout", READOUTS), ("mitigation", MITIGATIONS)):
+            if getattr(self, field) not in known:
+                raise ValueError(f"unknown {field} {getattr(self, field)!r}; known: {', '.join(known)}")
+        if self.shots is not None and self.shots < 2:
+            raise ValueError(f"shots={self.shots}: at least 2, or None for infinitely many")
+        if self.noise is not None and not self.places:
+            raise ValueError("noise needs places, the physical qubits: see cua.quantum.layout.disjoint_paths")
+        if self.noise is None and self.mitigation != "none":
+            raise ValueError(f"mitigation={self.mitigation!r} without noise: there is nothing to undo")
+
+
+class BlockRunner:
+    """Runs the blocks of one layer.
+
+    Args:
+        q: ``(n_blocks, b, b)`` orthogonal.
+        execution: how.
+
+    Raises:
+        ValueError: if the superdense circuit or the sign-faithful readout is asked for blocks other than 4x4, or a block turns
+            so far that its global sign cannot be known (|K|_2 >= 2).
+    """
+
+    def __init__(self, q: NDArray[np.float64], execution: Execution) -> None:
+        self.q, self.execution = np.asarray(q, dtype=float), execution
+        n_blocks, b, _ = self.q.shape
+        for field, wanted in (("circuit", "superdense"), ("readout", "sign-faithful")):
+            if getattr(execution, field) == wanted and b != 4:
+                raise ValueError(f"{field}={wanted!r} is for 4x4 blocks; these are {b}x{b}")
+        if execution.readout == "sign-faithful":
+            smallest = np.linalg.eigvalsh((self.q + self.q.swapaxes(1, 2)) / 2)[:, 0]
+            if (smallest <= 0).any():
+                raise ValueError(
+                    f"{(smallest <= 0).sum()} of {n_blocks} blocks turn by a right angle or more (|K|_2 >= 2), so <x, Qx> > 0 "
+                    "does not hold and the global sign is unknown; train with max_k_norm below 2"
+                )
+        self.rng = np.random.default_rng(execution.seed)
+        self.settings = [self.q] if execution.readout != "sign-faithful" else [self.q, HADAMARD @ self.q]
+        places = execution.places or (tuple(range(b.bit_length() - 1)),)
+        self.places = [places[i % len(places)] for i in range(n_blocks)]
+        if execution.circuit == "superdense":
+            everywhere = self.places if execution.noise else self.places[:1]
+            self.circuits = [[NoisyCircuit(superdense_template(), execution.noise, everywhere)]] * len(self.settings)
+        else:
+            self.circuits = [
+                [
+                    NoisyCircuit(textbook_template(block), execution.noise, [place] if execution.noise else ())
+                    for block, place in zip(blocks, self.places, strict=True)
+                ]
+                for blocks in self.settings
+            ]
+        self.responses = [self._response(setting) for setting in range(len(self.settings))]
+
+    def __call__(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Estimates of Q x for slices ``(tokens, n_blocks, b)``."""
+        execution = self.execution
+        shots = None if execution.shots is None else execution.shots // len(self.settings)
+        counts = []
+        for setting, response in enumerate(self.responses):
+            p = self.probabilities(x, setting)
+            seen = 1e9 * p if shots is None else sample(p, shots, self.rng)  # a billion shots stand for all
+            counts.append(seen if response is None else mitigate(seen, response))
+        if execution.readout == "sign-faithful":
+            return sign_faithful(x, *counts, mean_overlap=np.trace(self.q, axis1=1, axis2=2) / 4)
+        signs = x if execution.readout == "sign-constrained" else np.einsum("nij,tnj->tni", self.q, x)
+        length = np.linalg.norm(x, axis=-1, keepdims=True)
+        return np.copysign(length * np.sqrt(counts[0] / np.maximum(counts[0].sum(-1, keepdims=True), 1.0)), signs)
+
+    def probabilities(self, x: NDArray[np.float64], setting: int = 0) -> NDArray[np.float64]:
+        """Probabilities of the components, ``(tokens, n_blocks, b)``, noise and readout errors included."""
+        slices = np.moveaxis(x, 1, 0)  # (n_blocks, tokens, b)
+        if self.execution.circuit == "superdense":
+            (circuit,) = self.circuits[setting]
+            angles = superdense_angles(slices, self.settings[setting][:, None])
+            if len(circuit.places) == 1:
+                p = circuit.probabilities(angles.reshape(1, -1, 6)).view(*angles.shape[:2], 4)
+            else:
+                p = circuit.probabilities(angles)
+            return np.moveaxis(p.numpy()[..., list(SUPERDENSE_OUTCOMES)], 0, 1)
+        angles = preparation_angles(slices)
+        parts = [c.probabilities(a[None])[0] for c, a in zip(self.circuits[setting], angles, strict=True)]
+        return torch.stack(parts, 1).numpy()
+
+    def _response(self, setting: int) -> NDArray[np.float64] | None:
+        """Response matrix of every block, ``(n_blocks, b, b)`` in the order of components."""
+        noise, mitigation = self.execution.noise, self.execution.mitigation
+        if mitigation == "none":
+            return None
+        b = self.q.shape[-1]
+        order = list(SUPERDENSE_OUTCOMES) if self.execution.circuit == "superdense" else list(range(b))
+        circuits = self.circuits[setting]
+        bits = [c.bits for c in circuits] if len(circuits) > 1 else [circuits[0].bits] * len(self.q)
+        readout = np.stack([readout_response(noise, p, w) for p, w in zip(self.places, bits, strict=True)])
+        readout = readout[:, order][:, :, order]
+        if mitigation == "readout":
+            return readout
+        x = np.random.default_rng(0).normal(size=(64, len(self.q), b))
+        noisy = np.linalg.solve(readout, self.probabilities(x, setting)[..., None])[..., 0]
+        ideal = np.einsum("nij,tnj->tni", self.settings[setting], x) ** 2 / (x**2).sum(-1, keepdims=True)
+        strengths = [depolarising_strength(noisy[:, i], ideal[:, i]) for i in range(len(self.q))]
+        return readout @ np.stack([depolarising_response(s, b) for s in strengths])
+
+
+@contextmanager
+def run_on_circuits(adapter: Adapter, execution: Execution) -> Iterator[None]:
+    """Inside this context every block of the adapter is evaluated by ``execution`` instead of a matrix product.
+
+    No gradients.  Outputs come back in the dtype and on the device of the activations.
+    """
+
+    def executor(factors: tuple[Tensor, ...]) -> Callable[[Tensor, Tensor], Tensor]:
+        runners = cycle([BlockRunner(q.double().cpu().numpy(), execution) for q in factors])
+
+        def read(x: Tensor, _: Tensor) -> Tensor:
+            runner = next(runners)  # a forward pass applies the factors in order
+            n_blocks, b, _ = runner.q.shape
+            y = runner(x.double().cpu().reshape(-1, n_blocks, b).numpy())
+            return torch.from_numpy(y).reshape(x.shape).to(x)
+
+        return read
+
+    with ExitStack() as stack, torch.no_grad():
+        for module in adapter.modules.values():
+            module.executor = executor(module.factors())
+            stack.callback(setattr, module, "executor", None)
+        yield

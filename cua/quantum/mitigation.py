@@ -1,0 +1,57 @@
+"""Undoing average errors of outcome frequencies with what the calibration says.
+
+Both corrections are linear, f -> C^-1 f with a small response matrix C[observed, true], and both trade bias for variance:
+errors of f grow by up to the norm of C^-1.  Frequencies that come out negative are set to zero.
+
+``readout``       C is the product of the qubits' calibrated assignment matrices.  Exact for independent bit flips.
+``depolarising``  C = (1 - s) I + s/2^n: a fraction s of the shots is uniformly random.  An approximation: relaxation is
+                  not depolarisation, and s is the average over states.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cua.quantum.noise import DeviceNoise
+
+
+def readout_response(noise: DeviceNoise, place: tuple[int, ...], bits: list[int] | None = None) -> NDArray[np.float64]:
+    """Response matrix ``(2^n, 2^n)`` of measuring the qubits ``place``; qubit j of the circuit lands in bit ``bits[j]``."""
+    response = np.ones((1, 1))
+    order = range(len(place)) if bits is None else np.argsort(bits)
+    for qubit in order:
+        response = np.kron(noise.readout(place[qubit]), response)
+    return response
+
+
+def depolarising_strength(noisy: NDArray[np.float64], ideal: NDArray[np.float64]) -> float:
+    """The s that fits p_noisy = (1 - s) p_ideal + s/2^n best, by least squares over circuits.
+
+    Args:
+        noisy, ideal: outcome probabilities ``(circuits, 2^n)``, without readout errors.
+    """
+    uniform = 1.0 / ideal.shape[-1]
+    centred = ideal - uniform
+    return float(1.0 - (centred * (noisy - uniform)).sum() / (centred**2).sum())
+
+
+def depolarising_response(strength: float, size: int) -> NDArray[np.float64]:
+    """Response matrix (1 - s) I + s/size."""
+    return (1.0 - strength) * np.eye(size) + strength / size
+
+
+def mitigate(frequencies: NDArray[np.float64], response: NDArray[np.float64]) -> NDArray[np.float64]:
+    """C^-1 f, negative entries set to zero, scaled to the sum of f.
+
+    Args:
+        frequencies: counts or frequencies ``(..., size)``.
+        response: ``(..., size, size)``, broadcast.
+
+    Raises:
+        ValueError: if the response cannot be inverted (nothing of the signal is left).
+    """
+    if not (np.linalg.cond(response) < 1e6).all():
+        raise ValueError("the response matrix is singular: at this noise no signal is left to restore")
+    total = frequencies.sum(-1, keepdims=True)
+    restored = np.clip(np.linalg.solve(response, frequencies[..., None])[..., 0], 0.0, None)
+    kept = restored.sum(-1, keepdims=True)
+    return np.where(kept > 0, restored * total / np.where(kept > 0, kept, 1.0), 0.0)
