@@ -34,7 +34,8 @@ class CayleyLinear(nn.Module):
     def __init__(self, base_layer: nn.Linear, config: CUAConfig) -> None:
         super().__init__()
         self.base_layer, self.config, self.enabled = base_layer, config, True
-        self.executor: Callable[[Tensor, Tensor], Tensor] | None = None  # a readout that runs circuits, see cua.hybrid
+        # Readouts that run the blocks of each factor somewhere else, see cua.hybrid.
+        self.executors: tuple[Callable[[Tensor, Tensor], Tensor], ...] = ()
         weight = base_layer.weight
         # With CPU or disk offload (device_map) the weight is a meta tensor and the hook knows where to compute.
         hook = getattr(base_layer, "_hf_hook", None)
@@ -58,8 +59,11 @@ class CayleyLinear(nn.Module):
         return self._rotate(self.base_layer(x))
 
     def _rotate(self, x: Tensor) -> Tensor:
-        read = self.executor or READOUTS[self.config.readout]
-        return apply_factors(x.to(self.theta.dtype), enumerate(self.factors()), read).to(x.dtype)
+        y = x.to(self.theta.dtype)
+        for factor, q in enumerate(self.factors()):
+            read = self.executors[factor] if self.executors else READOUTS[self.config.readout]
+            y = apply_factors(y, [(factor, q)], read)
+        return y.to(x.dtype)
 
 
 class Adapter:
@@ -140,11 +144,9 @@ class Adapter:
 
     def __str__(self) -> str:
         total = sum(p.numel() for p in self.model.parameters()) - self.n_parameters
-        rows = [
-            f"{self.config.side} side, {self.config.readout} readout, {self.config.block_size}x"
-            f"{self.config.block_size} blocks"
-            + (f", butterfly of {self.config.depth}" if self.config.depth > 1 else "")
-        ]
+        config, b = self.config, self.config.block_size
+        butterfly = f", butterfly of depth {config.depth}" if config.depth > 1 else ""
+        rows = [f"{config.side} side, {config.readout} readout, {b}x{b} blocks{butterfly}"]
         for name, module in self.modules.items():
             rows.append(f"  {name}: {len(module.theta):,} blocks, {module.theta.numel():,} parameters")
         rows.append(f"  trainable {self.n_parameters:,}, frozen {total:,}: one in {total // self.n_parameters:,}")

@@ -7,7 +7,6 @@ with run_on_circuits(adapter, Execution(noise=DeviceNoise(backend), places=disjo
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import cycle
 
 import numpy as np
 import torch
@@ -38,8 +37,8 @@ class Execution:
 
     Attributes:
         circuit: "superdense" (4x4 blocks only) or "textbook".
-        readout: "sign-faithful" (4x4 only; two settings), "sign-constrained" (the paper's), or "true-signs": magnitudes from the
-            circuit, signs from the exact product, which no device could know; it separates noise from the question of signs.
+        readout: "sign-faithful" (4x4 only; two settings), "sign-constrained" (the paper's), or "true-signs": magnitudes
+            from the circuit, signs from the exact product, to separate noise from the question of signs.
         shots: of one block and slice, both settings together; ``None`` for infinitely many.
         noise: of the device, or ``None``.
         places: sets of physical qubits; block i runs on set i modulo their number.
@@ -78,8 +77,8 @@ class BlockRunner:
         execution: how.
 
     Raises:
-        ValueError: if the superdense circuit or the sign-faithful readout is asked for blocks other than 4x4, or a block turns
-            so far that its global sign cannot be known (|K|_2 >= 2).
+        ValueError: if the superdense circuit or the sign-faithful readout is asked for blocks other than 4x4, or a block
+            turns so far that its global sign cannot be known (|K|_2 >= 2).
     """
 
     def __init__(self, q: NDArray[np.float64], execution: Execution) -> None:
@@ -92,8 +91,8 @@ class BlockRunner:
             smallest = np.linalg.eigvalsh((self.q + self.q.swapaxes(1, 2)) / 2)[:, 0]
             if (smallest <= 0).any():
                 raise ValueError(
-                    f"{(smallest <= 0).sum()} of {n_blocks} blocks turn by a right angle or more (|K|_2 >= 2), so <x, Qx> > 0 "
-                    "does not hold and the global sign is unknown; train with max_k_norm below 2"
+                    f"{(smallest <= 0).sum()} of {n_blocks} blocks turn by a right angle or more (|K|_2 >= 2), so "
+                    "<x, Qx> > 0 does not hold and the global sign is unknown; train with max_k_norm below 2"
                 )
         self.rng = np.random.default_rng(execution.seed)
         self.settings = [self.q] if execution.readout != "sign-faithful" else [self.q, HADAMARD @ self.q]
@@ -123,9 +122,8 @@ class BlockRunner:
             counts.append(seen if response is None else mitigate(seen, response))
         if execution.readout == "sign-faithful":
             return sign_faithful(x, *counts, mean_overlap=np.trace(self.q, axis1=1, axis2=2) / 4)
-        signs = x if execution.readout == "sign-constrained" else np.einsum("nij,tnj->tni", self.q, x)
-        length = np.linalg.norm(x, axis=-1, keepdims=True)
-        return np.copysign(length * np.sqrt(counts[0] / np.maximum(counts[0].sum(-1, keepdims=True), 1.0)), signs)
+        y = sign_constrained(x, counts[0])
+        return y if execution.readout == "sign-constrained" else np.copysign(y, np.einsum("nij,tnj->tni", self.q, x))
 
     def probabilities(self, x: NDArray[np.float64], setting: int = 0) -> NDArray[np.float64]:
         """Probabilities of the components, ``(tokens, n_blocks, b)``, noise and readout errors included."""
@@ -169,19 +167,17 @@ def run_on_circuits(adapter: Adapter, execution: Execution) -> Iterator[None]:
     No gradients.  Outputs come back in the dtype and on the device of the activations.
     """
 
-    def executor(factors: tuple[Tensor, ...]) -> Callable[[Tensor, Tensor], Tensor]:
-        runners = cycle([BlockRunner(q.double().cpu().numpy(), execution) for q in factors])
+    def executor(q: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        runner = BlockRunner(q.double().cpu().numpy(), execution)
 
         def read(x: Tensor, _: Tensor) -> Tensor:
-            runner = next(runners)  # a forward pass applies the factors in order
-            n_blocks, b, _ = runner.q.shape
-            y = runner(x.double().cpu().reshape(-1, n_blocks, b).numpy())
+            y = runner(x.double().cpu().reshape(-1, *q.shape[:2]).numpy())
             return torch.from_numpy(y).reshape(x.shape).to(x)
 
         return read
 
     with ExitStack() as stack, torch.no_grad():
         for module in adapter.modules.values():
-            module.executor = executor(module.factors())
-            stack.callback(setattr, module, "executor", None)
+            module.executors = tuple(executor(q) for q in module.factors())
+            stack.callback(setattr, module, "executors", ())
         yield

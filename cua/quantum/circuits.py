@@ -6,10 +6,10 @@ Conventions, used throughout ``cua.quantum`` and pinned by tests:
 * :func:`textbook_circuit`: component i is outcome i.
 * :func:`superdense_template`: component i is outcome ``SUPERDENSE_OUTCOMES[i]``, a Gray code.
 
-**The superdense circuit.**  Write x in R^4 as the matrix U_x = x_0 I + i(x_1 Z + x_2 X + x_3 Y), a quaternion.  Every
-Q in SO(4) is x -> a x b with two unit quaternions, U_{Qx} = A U_x B.  One qubit of a Bell pair given A U_x, the other
-one B (transposed), then a measurement in the Bell basis: outcome k has probability (Qx)_k^2 / |x|^2.  This is superdense
-coding with a superposition of messages.  It takes two CZ, one to make the pair and one to measure it.
+**The superdense circuit.**  Write x in R^4 as the matrix U_x = x_0 I + i(x_1 Z + x_2 X + x_3 Y), a quaternion.
+Every Q in SO(4) is x -> a x b with two unit quaternions, U_{Qx} = A U_x B.  One qubit of a Bell pair is given A U_x,
+the other one B (transposed), then both are measured in the Bell basis: outcome k has probability (Qx)_k^2 / |x|^2.
+This is superdense coding with a superposition of messages.  It takes two CZ: one makes the pair, one measures it.
 
 On IBM's basis {RZ, SX, CZ} each one-qubit gate is RZ SX RZ SX RZ.  SX on |0> and CZ make a maximally entangled pair,
 CZ and SX before the measurement undo one; both differ from the textbook Bell pair by fixed one-qubit rotations, which
@@ -251,9 +251,9 @@ _LEFT_RIGHT = np.array(
 
 
 def _zxzxz_angles(u: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Angles (first, second, third in time) of RZ SX RZ SX RZ for SU(2) matrices given as quaternions, up to a phase."""
-    # RZ(f) RY(t) RZ(l) = RZ(f + pi) SX RZ(t + pi) SX RZ(l) up to a phase, and has q0 = cos(t/2) cos((f+l)/2), q1 = -cos(t/2) sin((f+l)/2),
-    #                            q2 = sin(t/2) sin((f-l)/2) (X), q3 = -sin(t/2) cos((f-l)/2) (Y).
+    """Angles in time order of RZ SX RZ SX RZ for SU(2) matrices given as quaternions, up to a phase, ``(..., 3)``."""
+    # RZ(f) RY(t) RZ(l) = RZ(f + pi) SX RZ(t + pi) SX RZ(l) up to a phase, and as a quaternion
+    # (cos(t/2) cos((f+l)/2), -cos(t/2) sin((f+l)/2), sin(t/2) sin((f-l)/2), -sin(t/2) cos((f-l)/2)).
     q0, q1, q2, q3 = np.moveaxis(u, -1, 0)
     theta = 2 * np.arctan2(np.hypot(q2, q3), np.hypot(q0, q1))
     total, difference = 2 * np.arctan2(-q1, q0), 2 * np.arctan2(q2, -q3)

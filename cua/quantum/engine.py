@@ -1,9 +1,9 @@
 """Exact outcome probabilities of very many small noisy circuits at once.
 
-One circuit, thousands of angle settings, several places on a device.  A density matrix of n qubits is kept as its real
-Pauli vector r_P = Tr(P rho), ``4^n`` numbers: a noisy gate is one small real matrix, an RZ turns two components into each
-other, and all circuits go through each gate together.  What comes before the first free angle is computed once; what comes
-after the last is folded into the measurement, which becomes a ``(2^n, 4^n)`` matrix.
+One circuit, thousands of angle settings, several places on a device.  A density matrix of n qubits is kept as its
+real Pauli vector r_P = Tr(P rho), ``4^n`` numbers: a noisy gate is one small real matrix, an RZ turns two components
+into each other, and all circuits go through each gate together.  What comes before the first free angle is computed
+once; what comes after the last is folded into the measurement, which becomes a ``(2^n, 4^n)`` matrix.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,8 @@ class NoisyCircuit:
             for place in self.places:
                 if len(set(place)) != self.n_qubits or not set(place) <= set(range(noise.n_qubits)):
                     raise ValueError(
-                        f"{noise.name} has qubits 0 to {noise.n_qubits - 1}; {place} does not name {self.n_qubits} of them"
+                        f"{place} does not name {self.n_qubits} different qubits of {noise.name}, "
+                        f"which has 0 to {noise.n_qubits - 1}"
                     )
             if not self.places:
                 raise ValueError("a noisy circuit needs at least one set of physical qubits")

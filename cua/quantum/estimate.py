@@ -1,7 +1,7 @@
 """From counts to the output of a block.
 
-A slice x of length |x| goes in, a circuit with y = Q x runs, outcome k is counted ``counts[k]`` times.  All functions take
-counts in the order of *components* (see :mod:`cua.quantum.circuits`), ``(..., b)``, and work on any number of blocks at once.
+A slice x of length |x| goes in, a circuit with y = Q x runs, component k is counted ``counts[k]`` times.  All functions
+take counts in the order of *components* (see :mod:`cua.quantum.circuits`), ``(..., b)``, of any number of blocks.
 
 ``sign-constrained``  magnitudes from the counts, signs from the input (arXiv:2605.05914).
 ``sign-faithful``     magnitudes and signs from counts in two settings, Q x and (H (x) H) Q x.
@@ -32,8 +32,8 @@ def sign_constrained(x: NDArray[np.float64], counts: NDArray[np.float64]) -> NDA
         counts: of y, ``(..., b)``; counts, frequencies or mitigated frequencies.
 
     Returns:
-        Estimates of y, ``(..., b)``.  Magnitudes are low by (1 - p)/(8 shots sqrt(p)) to first order, for counts without
-        noise; zero slices give zeros.
+        Estimates of y, ``(..., b)``; zero slices give zeros.  Without noise, and where shots p >> 1, magnitudes are low
+        by |x| (1 - p)/(8 shots sqrt(p)) and spread by |x| sqrt((1 - p)/(4 shots)).
     """
     return np.copysign(_length(x) * _root(counts), x)
 
@@ -47,8 +47,8 @@ def sign_faithful(
     """Estimate y = Q x, signs and all, from two settings.
 
     For each of the 8 sign patterns s, the first setting gives the vector s sqrt(f) with f its frequencies, the second
-    H s' sqrt(f_h) with H = H (x) H and the signs s' that the first vector predicts; their mean, weighted by shots, is the
-    candidate.  The candidate under which both sets of counts are most likely is taken.  Where two are nearly equally
+    H s' sqrt(f_h) with H = H (x) H and the signs s' that the first vector predicts; their mean, weighted by shots, is
+    the candidate.  The candidate under which both sets of counts are most likely is taken.  Where two are nearly equally
     likely, the one closer to x is, by a von Mises-Fisher prior around x of the width that ``mean_overlap`` says.  The
     global sign follows from <x, Q x> > 0, which holds for every x if |K|_2 < 2.
 
@@ -85,8 +85,8 @@ def sign_faithful(
 
 def _log_likelihood(
     counts: NDArray[np.float64], shots: NDArray[np.float64], amplitudes: NDArray[np.float64]
-) -> NDArray:
-    # A predicted zero that was counted after all is unlikely, not impossible: amplitudes are known to 1/(2 sqrt(shots)).
+) -> NDArray[np.float64]:
+    # A predicted zero that was counted is unlikely, not impossible: amplitudes are uncertain by 1/(2 sqrt(shots)).
     return (counts * np.log(amplitudes**2 + 0.25 / np.maximum(shots, 1.0))).sum(-1)
 
 

@@ -1,6 +1,7 @@
 """Where circuits sit on a device: disjoint sets of neighbouring qubits, best first."""
 
 import math
+from itertools import pairwise
 
 import rustworkx as rx
 from qiskit.providers import BackendV2
@@ -35,7 +36,7 @@ def disjoint_paths(backend: BackendV2, length: int, limit: int | None = None) ->
             graph.add_edge(a, b, cost)
 
     def cost(path: tuple[int, ...]) -> float:
-        edges = sum(graph.get_edge_data(a, b) for a, b in zip(path, path[1:], strict=False))
+        edges = sum(graph.get_edge_data(a, b) for a, b in pairwise(path))
         return edges + sum(measure.get(qubit, 0.0) for qubit in path)
 
     if length == 1:

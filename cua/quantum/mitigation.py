@@ -1,7 +1,7 @@
 """Undoing average errors of outcome frequencies with what the calibration says.
 
-Both corrections are linear, f -> C^-1 f with a small response matrix C[observed, true], and both trade bias for variance:
-errors of f grow by up to the norm of C^-1.  Frequencies that come out negative are set to zero.
+Both corrections are linear, f -> C^-1 f with a small response matrix C[observed, true], and both trade bias for
+variance: errors of f grow by up to the norm of C^-1.  Frequencies that come out negative are set to zero.
 
 ``readout``       C is the product of the qubits' calibrated assignment matrices.  Exact for independent bit flips.
 ``depolarising``  C = (1 - s) I + s/2^n: a fraction s of the shots is uniformly random.  An approximation: relaxation is
@@ -15,7 +15,7 @@ from cua.quantum.noise import DeviceNoise
 
 
 def readout_response(noise: DeviceNoise, place: tuple[int, ...], bits: list[int] | None = None) -> NDArray[np.float64]:
-    """Response matrix ``(2^n, 2^n)`` of measuring the qubits ``place``; qubit j of the circuit lands in bit ``bits[j]``."""
+    """Response matrix ``(2^n, 2^n)`` of measuring the qubits ``place``; the circuit's qubit j lands in ``bits[j]``."""
     response = np.ones((1, 1))
     order = range(len(place)) if bits is None else np.argsort(bits)
     for qubit in order:
