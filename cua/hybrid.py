@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cua.adapter import Adapter
+from cua.cayley import cayley, skew
 from cua.quantum.circuits import (
     SUPERDENSE_OUTCOMES,
     preparation_angles,
@@ -77,7 +78,7 @@ class BlockRunner:
         execution: how.
 
     Raises:
-        ValueError: if the superdense circuit or the sign-faithful readout is asked for blocks other than 4x4, or a block
+        ValueError: if the superdense circuit or the sign-faithful readout is asked for blocks other than 4x4, or one
             turns so far that its global sign cannot be known (|K|_2 >= 2).
     """
 
@@ -168,7 +169,7 @@ def run_on_circuits(adapter: Adapter, execution: Execution) -> Iterator[None]:
     """
 
     def executor(q: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        runner = BlockRunner(q.double().cpu().numpy(), execution)
+        runner = BlockRunner(q.cpu().numpy(), execution)
 
         def read(x: Tensor, _: Tensor) -> Tensor:
             y = runner(x.double().cpu().reshape(-1, *q.shape[:2]).numpy())
@@ -178,6 +179,7 @@ def run_on_circuits(adapter: Adapter, execution: Execution) -> Iterator[None]:
 
     with ExitStack() as stack, torch.no_grad():
         for module in adapter.modules.values():
-            module.executors = tuple(executor(q) for q in module.factors())
+            blocks = cayley(skew(module.theta.double(), adapter.config.block_size))  # Qiskit wants 1e-8, not float32
+            module.executors = tuple(executor(q) for q in blocks.chunk(adapter.config.depth))
             stack.callback(setattr, module, "executors", ())
         yield
