@@ -1,7 +1,7 @@
 """Recorded experiments: name -> (question, function that records it)."""
 
-from cua.experiments import speed, v_proj_selection
-from cua.experiments.v_proj import ALL_LAYERS, ONE_LAYER
+from cua.experiments import block_size_selection, circuit_speed, noise_frontier, speed, v_proj_selection
+from cua.experiments.v_proj import ALL_LAYERS, BLOCK_SIZES, ONE_LAYER
 
 EXPERIMENTS = {
     speed.ADAPTER: (speed.ADAPTER_QUESTION, speed.run_adapter),
@@ -9,4 +9,8 @@ EXPERIMENTS = {
     v_proj_selection.NAME: (v_proj_selection.QUESTION, v_proj_selection.run),
     ONE_LAYER.name: (ONE_LAYER.question, ONE_LAYER.run),
     ALL_LAYERS.name: (ALL_LAYERS.question, ALL_LAYERS.run),
+    circuit_speed.NAME: (circuit_speed.QUESTION, circuit_speed.run),
+    block_size_selection.NAME: (block_size_selection.QUESTION, block_size_selection.run),
+    **{study.name: (study.question, study.run) for study in BLOCK_SIZES},
+    noise_frontier.NAME: (noise_frontier.QUESTION, noise_frontier.run),
 }

@@ -9,21 +9,22 @@ from cua.experiments import EXPERIMENTS
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cua.experiments", description=__doc__)
-    parser.add_argument("name", nargs="?", choices=EXPERIMENTS, help="experiment to record or to resume")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to record or to resume, in this order")
     parser.add_argument("--seeds", type=int, nargs="+", help="record these seeds only, for example one process a core")
     arguments = parser.parse_args()
-    if arguments.name is None:
+    if unknown := [name for name in arguments.names if name not in EXPERIMENTS]:
+        parser.error(f"no experiment {', '.join(unknown)}; there are: {', '.join(EXPERIMENTS)}")
+    if not arguments.names:
         for name, (question, _) in EXPERIMENTS.items():
             print(f"{name:20} {question}")
         return
-    run = EXPERIMENTS[arguments.name][1]
-    if arguments.seeds is None:
-        result = run()
-    elif "seeds" in inspect.signature(run).parameters:
-        result = run(seeds=tuple(arguments.seeds))
-    else:
-        parser.error(f"{arguments.name} has one seed; leave --seeds out")
-    print(json.dumps(result["headline"], indent=1))
+    runs = {name: EXPERIMENTS[name][1] for name in arguments.names}
+    single = [name for name, run in runs.items() if "seeds" not in inspect.signature(run).parameters]
+    if arguments.seeds is not None and single:
+        parser.error(f"{', '.join(single)}: recorded in one piece; leave --seeds out")
+    for run in runs.values():
+        result = run() if arguments.seeds is None else run(seeds=tuple(arguments.seeds))
+        print(json.dumps(result["headline"], indent=1))
 
 
 if __name__ == "__main__":

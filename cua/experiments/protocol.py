@@ -6,6 +6,7 @@ had (the local copy has none), the first 85 % of the validation articles train a
 
 import time
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,12 @@ class Bench:
     _prefixes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     @classmethod
+    @cache
     def prepare(cls, *, test: bool) -> "Bench":
-        """Load model and text; the test split only where ``test`` is set, so that choosing cannot look at it."""
+        """Load model and text; the test split only where ``test`` is set, so that choosing cannot look at it.
+
+        One bench serves all experiments of a process, with its hidden states.
+        """
         model, tokenizer = load_model()
         corpora = wikitext_splits() | ({"test": load_corpus("wikitext-2", "test")} if test else {})
         lengths = {"train": TRAIN_WINDOW, "selection": TEST_WINDOW, "test": TEST_WINDOW}

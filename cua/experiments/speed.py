@@ -65,8 +65,8 @@ def run_adapter() -> dict[str, Any]:
 
     started = time.perf_counter()
     timings = {
-        "forward": _in_turn({name: lambda name=name: forward(name) for name in layers}, REPEATS),
-        "forward_backward": _in_turn({name: lambda name=name: both(name) for name in layers}, REPEATS),
+        "forward": in_turn({name: lambda name=name: forward(name) for name in layers}, REPEATS),
+        "forward_backward": in_turn({name: lambda name=name: both(name) for name in layers}, REPEATS),
     }
     memory = {name: _peak_bytes(lambda name=name: both(name)) for name in ("cua", "peft")}
     record.add(
@@ -76,10 +76,10 @@ def run_adapter() -> dict[str, Any]:
     )
     return record.finish(
         {
-            "forward": _ratio(timings["forward"], "cua", "peft", "x PEFT"),
-            "forward_backward": _ratio(timings["forward_backward"], "cua", "peft", "x PEFT"),
+            "forward": ratio(timings["forward"], "cua", "peft", "x PEFT"),
+            "forward_backward": ratio(timings["forward_backward"], "cua", "peft", "x PEFT"),
             "peak_memory": {"value": memory["cua"] / memory["peft"], "low": None, "high": None, "unit": "x PEFT"},
-            "forward_over_bare_layer": _ratio(timings["forward"], "cua", "linear", "x bare layer"),
+            "forward_over_bare_layer": ratio(timings["forward"], "cua", "linear", "x bare layer"),
         }
     )
 
@@ -121,15 +121,15 @@ def run_prefix() -> dict[str, Any]:
                 losses["frozen_prefix"] = loss.item()
 
             started = time.perf_counter()
-            seconds = _in_turn({"plain": plain, "frozen_prefix": frozen}, STEPS)
+            seconds = in_turn({"plain": plain, "frozen_prefix": frozen}, STEPS)
             key = f"layer{layer}_{length}_tokens"
             record.add(key, {"seconds": seconds, "loss": losses}, time.perf_counter() - started)
-            headline[key] = _ratio(seconds, "plain", "frozen_prefix", "x faster")
+            headline[key] = ratio(seconds, "plain", "frozen_prefix", "x faster")
             adapter.detach()
     return record.finish(headline)
 
 
-def _in_turn(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+def in_turn(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each call, A B C A B C ..., after one round that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(repeats + 1):
@@ -141,7 +141,7 @@ def _in_turn(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, li
     return seconds
 
 
-def _ratio(seconds: dict[str, list[float]], numerator: str, denominator: str, unit: str) -> dict[str, Any]:
+def ratio(seconds: dict[str, list[float]], numerator: str, denominator: str, unit: str) -> dict[str, Any]:
     """Median of the pairwise ratios with its 95 % bootstrap interval."""
     ratios = np.array(seconds[numerator]) / np.array(seconds[denominator])
     interval = stats.bootstrap((ratios,), np.median, method="percentile", rng=0).confidence_interval

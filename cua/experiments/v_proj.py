@@ -17,3 +17,22 @@ ALL_LAYERS = WikitextStudy(
     adapter=CUAConfig(target_modules=("v_proj",), block_size=4),
     training=TrainConfig(steps=240, learning_rate=0.02),
 )
+
+# For the noise of chapter 5: other blocks in the same place.  Rates: chosen on validation, see block_size_selection.
+BLOCK_SIZES = [
+    WikitextStudy(
+        name=f"v_proj_{label}",
+        question=f"How far do {what} on one v_proj lower WikiText-2 perplexity, read exactly?",
+        adapter=CUAConfig(target_modules=("v_proj",), layers=(20,), block_size=b, depth=depth),
+        training=TrainConfig(steps=240, learning_rate=rate, max_k_norm=1.9 if b == 4 else None),
+        readouts=("exact",),
+        seeds=(0, 1, 2),
+    )
+    for label, what, b, depth, rate in [
+        ("2x2", "2x2 blocks", 2, 1, 0.04),
+        ("bounded", "4x4 blocks that never turn by a right angle", 4, 1, 0.04),
+        ("8x8", "8x8 blocks", 8, 1, 0.04),
+        ("16x16", "16x16 blocks", 16, 1, 0.04),
+        ("butterfly", "two butterfly layers of 4x4 blocks", 4, 2, 0.04),
+    ]
+]

@@ -48,8 +48,8 @@ def sign_faithful(
 
     For each of the 8 sign patterns s, the first setting gives the vector s sqrt(f) with f its frequencies, the second
     H s' sqrt(f_h) with H = H (x) H and the signs s' that the first vector predicts; their mean, weighted by shots, is
-    the candidate.  The candidate under which both sets of counts are most likely is taken.  Of two nearly equally likely
-    ones that is the one closer to x, by a von Mises-Fisher prior around x of the width that ``mean_overlap`` says.  The
+    the candidate.  The candidate under which both sets of counts are most likely is taken; of two almost equally likely
+    ones it is the one closer to x, by a von Mises-Fisher prior around x of the width that ``mean_overlap`` says.  The
     global sign follows from <x, Q x> > 0, which holds for every x if |K|_2 < 2.
 
     Args:

