@@ -74,7 +74,7 @@ print("textbook outcomes are (Qx)_k^2:", np.allclose(probabilities, (q @ x) ** 2
 # %% [markdown]
 # A Heron processor of IBM's knows three gates that matter here: $\mathrm{RZ}(\varphi)$, a change of phase that costs nothing
 # because it is done in software; $\sqrt{X}$, a quarter turn about another axis; and CZ, which couples two qubits and is by
-# far the least reliable. Qiskit's transpiler turns the textbook circuit into some thirty of them, three CZ among them.
+# far the least reliable. Qiskit {cite}`javadiabhari2024qiskit` turns the textbook circuit into some thirty of them, three CZ among them.
 # But it treats $Q$ as *any* gate on two qubits. It is not; it is real.
 #
 # ## Rotations of four dimensions are pairs of quaternions
@@ -98,8 +98,8 @@ print("Q x = a x b:", np.allclose(product, q @ x))
 # ## Superdense coding with a superposition of messages
 #
 # Now take a pair of qubits in the Bell state $(\lvert00\rangle + \lvert11\rangle)/\sqrt2$. Applied to the first of them, the four
-# matrices $I, iZ, iX, iY$ give four *orthogonal* states; this is how superdense coding sends one of four messages with one
-# qubit. $U_x$ sends them all at once, with amplitudes $x_0, \dots, x_3$. Apply the gate of $a$ after $U_x$ on the first qubit, and the
+# matrices $I, iZ, iX, iY$ give four *orthogonal* states; this is how superdense coding {cite}`bennett1992superdense` sends one of
+# four messages with one qubit. $U_x$ sends them all at once, with amplitudes $x_0, \dots, x_3$. Apply the gate of $a$ after $U_x$ on the first qubit, and the
 # gate of $b$ (transposed) on the second, and the amplitudes become those of $a\,x\,b = Qx$. Measure in the Bell basis, and
 # outcome $k$ comes up with probability $(Qx)_k^2$.
 #
