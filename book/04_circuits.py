@@ -66,6 +66,7 @@ def random_blocks(n: int, norm: float) -> np.ndarray:
     return cua.cayley(norm * k / torch.linalg.matrix_norm(k, 2)[:, None, None]).numpy()
 
 
+# %%
 x, (q,) = rng.normal(size=4), random_blocks(1, 1.5)
 textbook = circuits.textbook_circuit(x, q)
 probabilities = Statevector(textbook.remove_final_measurements(inplace=False)).probabilities()
@@ -122,9 +123,11 @@ plt.show()
 hard = [[1, 0, 0, 0], [0, 0, -1, 0], [1e-200, -3e-200, 0, 0], [1e100, 1e100, -1e100, 0]]
 xs = np.concatenate([rng.normal(size=(200, 4)), hard])
 qs = np.concatenate([random_blocks(200, 1.9), [np.eye(4)], random_blocks(3, 1000.0)])
-angles = circuits.superdense_angles(xs, qs)
 unit = xs / np.abs(xs).max(1, keepdims=True)
 expected = np.einsum("nij,nj->ni", qs, unit / np.linalg.norm(unit, axis=1, keepdims=True)) ** 2
+
+# %%
+angles = circuits.superdense_angles(xs, qs)
 bare = template.remove_final_measurements(inplace=False)
 found = [Statevector(bare.assign_parameters(row)).probabilities() for row in angles]
 found = np.array(found)[:, circuits.SUPERDENSE_OUTCOMES]
@@ -138,15 +141,20 @@ print("equal to 1e-12 in", len(xs), "cases:", np.abs(found - expected).max() < 1
 # Against the textbook circuit, transpiled at Qiskit's highest level for three processors, and the **paper**'s reported counts:
 
 # %%
+def row(name: str, circuit, backend, level: int) -> str:
+    """Gate counts of a circuit transpiled for the first pair of a backend."""
+    pair = list(backend.coupling_map.get_edges()[0])
+    isa = transpile(circuit, backend, initial_layout=pair, optimization_level=level, seed_transpiler=0)
+    n = isa.count_ops()
+    counts = f"{n['sx'] + n.get('x', 0):3} {n['rz']:3} {n['cz']:3} {isa.depth():5}"
+    return f"{backend.name:16} {name:14} {counts}"
+
+
+# %%
 print(f"{'':32} sx  rz  cz  depth")
 for backend in (FakeFez(), FakeMarrakesh(), FakeKingston()):
-    pair = list(backend.coupling_map.get_edges()[0])
-    for name, circuit in (("textbook", textbook), ("superdense", template)):
-        level = 3 if name == "textbook" else 1
-        isa = transpile(circuit, backend, initial_layout=pair, optimization_level=level, seed_transpiler=0)
-        count = isa.count_ops()
-        turns = count["sx"] + count.get("x", 0)
-        print(f"{backend.name:16} {name:14} {turns:3} {count['rz']:3} {count['cz']:3} {isa.depth():5}")
+    print(row("textbook", textbook, backend, level=3))
+    print(row("superdense", template, backend, level=1))
 print(f"{'paper, reported':31} {12:3} {9:3} {3:3} {19:5}")
 
 # %% [markdown]
@@ -226,6 +234,8 @@ model, tokenizer = load_model()
 adapter = cua.load(model, ADAPTERS / "v_proj_bounded" / "exact-seed0")
 (module,) = adapter.modules.values()
 ids = windows(tokenizer, load_corpus("wikipedia", "test").text, 256)[::60][:4]  # from four different places
+
+# %%
 seen = []
 hook = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
 with torch.no_grad():

@@ -108,11 +108,15 @@ aer = AerSimulator(method="density_matrix", noise_model=NoiseModel.from_backend(
 circuit = QuantumCircuit(max(pairs[0]) + 1)
 circuit.compose(superdense_template().remove_final_measurements(inplace=False), pairs[0], inplace=True)
 circuit.save_density_matrix(pairs[0])
+
+# %%
 binds = {p: angles[0, :, i].tolist() for i, p in enumerate(circuit.parameters)}
 result = aer.run([circuit], parameter_binds=[binds]).result()
 states = [np.real(np.diag(result.data(i)["density_matrix"].data)) for i in range(20)]
 readout = np.kron(noise.readout(pairs[0][1]), noise.readout(pairs[0][0]))
 print("equal to Aer, to 1e-9:", np.abs(np.array(states) @ readout.T - ours).max() < 1e-9)
+
+# %%
 speed = load_result("circuit_speed")
 print("speed (recorded):", quote(speed["headline"]["simulation"], 0))
 
@@ -135,6 +139,8 @@ adapter = cua.load(model, ADAPTERS / "v_proj_bounded" / "exact-seed0")
 ids = windows(tokenizer, load_corpus("wikipedia", "test").text, 256)[::60][:4]  # from four different places
 split = SplitModel(model, 20)
 prefix = split.prefix(ids)
+
+# %%
 seen = []
 hook = module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
 exact = perplexity(model, ids, split=split, prefix=prefix)
@@ -147,6 +153,8 @@ slices = torch.cat(seen)[:, ::8].reshape(-1, 144, 4).double().numpy()
 blocks = cua.cayley(cua.skew(module.theta.detach().double(), 4)).numpy()
 outputs = np.einsum("nij,tnj->tni", blocks, slices)
 shots = [256, 1024, 4096, 16384, 65536]
+
+# %%
 MITIGATIONS = ("none", "readout", "readout+depolarising")
 errors = {}
 for mitigation in MITIGATIONS:
