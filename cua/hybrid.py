@@ -7,6 +7,7 @@ with run_on_circuits(adapter, Execution(noise=DeviceNoise(backend), places=disjo
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
@@ -76,13 +77,14 @@ class BlockRunner:
     Args:
         q: ``(n_blocks, b, b)`` orthogonal.
         execution: how.
+        stream: number of this layer and factor, so that each draws shots of its own.
 
     Raises:
         ValueError: if the superdense circuit or the sign-faithful readout is asked for blocks other than 4x4, or one
             turns so far that its global sign cannot be known (|K|_2 >= 2).
     """
 
-    def __init__(self, q: NDArray[np.float64], execution: Execution) -> None:
+    def __init__(self, q: NDArray[np.float64], execution: Execution, stream: int = 0) -> None:
         self.q, self.execution = np.asarray(q, dtype=float), execution
         n_blocks, b, _ = self.q.shape
         for field, wanted in (("circuit", "superdense"), ("readout", "sign-faithful")):
@@ -95,7 +97,7 @@ class BlockRunner:
                     f"{(smallest <= 0).sum()} of {n_blocks} blocks turn by a right angle or more (|K|_2 >= 2), so "
                     "<x, Qx> > 0 does not hold and the global sign is unknown; train with max_k_norm below 2"
                 )
-        self.rng = np.random.default_rng(execution.seed)
+        self.rng = np.random.default_rng((execution.seed, stream))
         self.settings = [self.q] if execution.readout != "sign-faithful" else [self.q, HADAMARD @ self.q]
         places = execution.places or (tuple(range(b.bit_length() - 1)),)
         self.places = [places[i % len(places)] for i in range(n_blocks)]
@@ -168,8 +170,10 @@ def run_on_circuits(adapter: Adapter, execution: Execution) -> Iterator[None]:
     No gradients.  Outputs come back in the dtype and on the device of the activations.
     """
 
+    streams = count()
+
     def executor(q: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        runner = BlockRunner(q.cpu().numpy(), execution)
+        runner = BlockRunner(q.cpu().numpy(), execution, next(streams))
 
         def read(x: Tensor, _: Tensor) -> Tensor:
             y = runner(x.double().cpu().reshape(-1, *q.shape[:2]).numpy())
@@ -180,6 +184,7 @@ def run_on_circuits(adapter: Adapter, execution: Execution) -> Iterator[None]:
     with ExitStack() as stack, torch.no_grad():
         for module in adapter.modules.values():
             blocks = cayley(skew(module.theta.double(), adapter.config.block_size))  # Qiskit wants 1e-8, not float32
-            module.executors = tuple(executor(q) for q in blocks.chunk(adapter.config.depth))
-            stack.callback(setattr, module, "executors", ())
+            executors = tuple(executor(q) for q in blocks.chunk(adapter.config.depth))
+            stack.callback(setattr, module, "executors", module.executors)
+            module.executors = executors
         yield

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cua import Adapter
+from cua import Adapter, cayley, n_parameters, skew
 from cua.llm.models import load_model
 
 VOCABULARY = 97
@@ -116,3 +117,69 @@ def embedded():
 def sentence(embedded) -> Tensor:
     _, tokenizer = embedded
     return tokenizer("The Cayley transform maps skew-symmetric matrices to rotations.", return_tensors="pt").input_ids
+
+
+@pytest.fixture(scope="session")
+def rotations() -> Callable[..., np.ndarray]:
+    """Random blocks Q, ``(*shape, b, b)``, with |K|_2 equal to ``norm``, a number or one for each block."""
+
+    def rotations(*shape: int, b: int = 4, norm: float | np.ndarray = 1.0, seed: int = 0) -> np.ndarray:
+        generator = torch.Generator().manual_seed(seed)
+        k = skew(torch.randn(*shape, n_parameters(b), generator=generator, dtype=torch.float64), b)
+        scale = torch.as_tensor(norm) / torch.linalg.matrix_norm(k, 2)
+        return cayley(scale[..., None, None] * k).numpy()
+
+    return rotations
+
+
+@pytest.fixture(scope="session")
+def marrakesh():
+    """IBM's 156-qubit Heron r2, with its calibration of one day.  Imported here: most tests need no Qiskit."""
+    from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
+
+    return FakeMarrakesh()
+
+
+@pytest.fixture(scope="session")
+def marrakesh_noise(marrakesh):
+    """Takes some seconds, hence shared."""
+    from cua.quantum.noise import DeviceNoise
+
+    return DeviceNoise(marrakesh)
+
+
+@pytest.fixture(scope="session")
+def line():
+    """Four qubits in a line; every gate has another error, and measuring 0 and 1 goes wrong unequally often."""
+    from qiskit.providers.fake_provider import GenericBackendV2
+    from qiskit.transpiler import CouplingMap, InstructionProperties
+
+    backend = GenericBackendV2(4, ["id", "x", "sx", "rz", "cz"], coupling_map=CouplingMap.from_line(4), seed=0)
+    for qubit in range(4):
+        properties = InstructionProperties(duration=1e-6, error=0.03)
+        properties.prob_meas1_prep0, properties.prob_meas0_prep1 = 0.01 + 0.01 * qubit, 0.06 + 0.005 * qubit
+        backend.target.update_instruction_properties("measure", (qubit,), properties)
+    return backend
+
+
+@pytest.fixture(scope="session")
+def line_noise(line):
+    from cua.quantum.noise import DeviceNoise
+
+    return DeviceNoise(line)
+
+
+@pytest.fixture(scope="session")
+def readout_only():
+    """Noise of five qubits with perfect gates and unequal, asymmetric readout errors."""
+    from qiskit.providers.fake_provider import GenericBackendV2
+    from qiskit.transpiler import InstructionProperties
+
+    from cua.quantum.noise import DeviceNoise
+
+    backend = GenericBackendV2(5, ["id", "x", "sx", "rz", "cz"], noise_info=False)
+    for qubit in range(5):
+        properties = InstructionProperties(duration=1e-6, error=0.1)
+        properties.prob_meas1_prep0, properties.prob_meas0_prep1 = 0.02 * qubit + 0.01, 0.15 - 0.01 * qubit
+        backend.target.update_instruction_properties("measure", (qubit,), properties)
+    return DeviceNoise(backend)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -100,6 +101,77 @@ def test_the_wrapped_layer_is_the_dense_formula(b, bias, side, move):
     x = torch.randn(5, 48).double()
     expected = layer(x @ q.T) if side == "input" else layer(x) @ q.T
     torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-12)
+
+
+def dense_butterfly(blocks, b, depth):
+    """Factor f as blocks on the diagonal, after the permutation that makes components b^f apart neighbours."""
+    dense = torch.eye(b * len(blocks) // depth).double()
+    for factor, q in enumerate(blocks.chunk(depth)):
+        order = np.arange(len(dense)).reshape(-1, b, b**factor).swapaxes(1, 2).ravel()
+        permutation = torch.eye(len(dense)).double()[order]
+        dense = permutation.T @ torch.block_diag(*q) @ permutation @ dense
+    return dense
+
+
+BUTTERFLIES = [(4, 2), (2, 4), (2, 3), (3, 2)]
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(("b", "depth"), [*BUTTERFLIES, (4, 1)])
+def test_a_butterfly_is_the_dense_matrix(b, depth, side, move):
+    torch.manual_seed(0)
+    layer = nn.Linear(144, 144).double()
+    model = nn.Sequential(layer)
+    adapter = move(attach(model, CUAConfig("0", side=side, block_size=b, depth=depth)))
+    blocks = adapter.modules["0"].blocks()
+    assert blocks.shape == (depth * 144 // b, b, b)
+    q = dense_butterfly(blocks, b, depth)
+    torch.testing.assert_close(q @ q.T, torch.eye(144).double(), rtol=0, atol=1e-13)
+    x = torch.randn(2, 5, 144).double()
+    expected = layer(x @ q.T) if side == "input" else layer(x) @ q.T
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize(("b", "depth"), [(4, 2), (2, 4), (2, 3)])
+def test_a_new_butterfly_changes_no_bit(llama, ids, b, depth, readout, side):
+    base = logits(llama, ids)
+    adapter = attach(llama, CUAConfig(side=side, block_size=b, depth=depth, readout=readout))
+    assert torch.equal(logits(llama, ids), base)
+    llama(ids, labels=ids).loss.backward()
+    for module in adapter.modules.values():
+        assert all(factor.abs().max() > 0 for factor in module.theta.grad.chunk(depth))
+
+
+def test_depth_one_is_the_first_factor(llama, make_llama, ids, move):
+    deep, flat = attach(llama, CUAConfig(depth=2)), make_llama()
+    plain = move(attach(flat, CUAConfig()))
+    with torch.no_grad():
+        for theta, one in zip(deep.parameters(), plain.parameters(), strict=True):
+            theta[: len(one)] = one
+    torch.testing.assert_close(logits(llama, ids), logits(flat, ids), rtol=0, atol=1e-6)
+    assert "butterfly of depth 2" in str(deep)
+    assert "butterfly" not in str(plain)
+    assert [len(factor) for factor in deep.modules[V_PROJ[0]].factors()] == [8, 8]
+    assert deep.n_parameters == 2 * plain.n_parameters
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(("b", "depth"), [(4, 2), (2, 3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)], ids=str)
+def test_merge_of_a_butterfly(make_llama, ids, move, dtype, tolerance, b, depth, side):
+    model = make_llama(attention_bias=True, mlp_bias=True).to(dtype)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    base = logits(model, ids)
+    config = CUAConfig(("q_proj", "v_proj", "down_proj"), side=side, block_size=b, depth=depth)
+    adapter = move(attach(model, config))
+    moved = logits(model, ids)
+    assert (moved - base).abs().max() > 0.1
+    adapter.merge()
+    assert (logits(model, ids) - moved).abs().max() <= tolerance * moved.abs().max()
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -230,6 +302,10 @@ def test_a_second_adapter_leaves_the_first_trainable(llama):
         ({"block_size": True}, "block_size=True"),
         ({"block_size": 4.0}, "block_size=4.0"),
         ({"block_size": "4"}, "block_size='4'"),
+        ({"depth": 0}, "depth=0: expected a whole number from 1 to 8"),
+        ({"depth": 9}, "depth=9"),
+        ({"depth": True}, "depth=True"),
+        ({"depth": 2.0}, "depth=2.0"),
         ({"target_modules": ()}, "expected suffixes such as"),
         ({"target_modules": []}, "expected suffixes such as"),
         ({"target_modules": ""}, "expected suffixes such as"),
@@ -263,6 +339,10 @@ def test_a_set_in_the_config_is_accepted_and_saved_or_refused(llama, options, tm
         ({"block_size": 5}, "block_size=5 does not divide the input width 32 of .*: 2, 4, 8, 16, 32$"),
         ({"block_size": 32, "side": "output"}, "block_size=32 does not divide the output width 16 .*: 2, 4, 8, 16$"),
         ({"target_modules": ("v_proj", "down_proj"), "block_size": 64}, "input width 32 of .*: 2, 4, 8, 16, 32$"),
+        ({"depth": 3}, "block_size=4 to the power of depth=3 does not divide the input width 32 of .*layer: 2$"),
+        ({"depth": 2, "block_size": 8}, "to the power of depth=2 does not divide the input width 32 .*layer: 2, 4$"),
+        ({"depth": 3, "side": "output"}, "to the power of depth=3 does not divide the output width 16 .*layer: 2$"),
+        ({"depth": 6, "block_size": 2}, "to the power of depth=6 does not divide .*layer: none$"),
         ({"target_modules": ("value",)}, r"suffixes in this model: down_proj, .*v_proj; decoder layers: 0 to 3"),
         ({"layers": (4,)}, r"layers=\(4,\); suffixes in this model: .*v_proj; decoder layers: 0 to 3"),
         ({"target_modules": "v_proj"}, "no linear layer matches target_modules='v_proj'"),

@@ -123,10 +123,18 @@ def test_refuses_the_default_of_peft(llama, make_llama, tmp_path):
         from_peft(make_llama(), tmp_path)
 
 
-@pytest.mark.parametrize("options", [{"readout": "sign-constrained"}, {"side": "output"}], ids=str)
-def test_to_peft_refuses_what_oft_has_not(llama, options, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"readout": "sign-constrained"}, "the sign-constrained readout"),
+        ({"side": "output"}, "the output side"),
+        ({"depth": 2}, "depth 2"),
+    ],
+    ids=str,
+)
+def test_to_peft_refuses_what_oft_has_not(llama, options, message, tmp_path):
     adapter = attach(llama, CUAConfig(**options))
-    with pytest.raises(ValueError, match=next(iter(options.values()))):
+    with pytest.raises(ValueError, match=message):
         to_peft(adapter, tmp_path / "peft")
     assert not (tmp_path / "peft").exists()
 

@@ -41,7 +41,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.warmup < 0 or self.learning_rate <= 0:
             raise ValueError(f"{self}: steps and batch are at least 1, warmup at least 0, learning_rate above 0")
-        if self.max_k_norm is not None and self.max_k_norm <= 0:
+        if self.max_k_norm is not None and not self.max_k_norm > 0:
             raise ValueError(f"max_k_norm={self.max_k_norm}: above 0, or None for no bound")
 
 

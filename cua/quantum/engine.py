@@ -29,8 +29,8 @@ class NoisyCircuit:
         places: ``(n_places, n)`` physical qubits for the circuit's qubits 0, 1, ...; not used without noise.
 
     Raises:
-        ValueError: for a gate outside that set, an angle that is no such sum, a measurement before a gate, or qubits
-            that the device does not have.
+        ValueError: for a gate outside that set, an angle that is no such sum, a measurement before a gate, qubits that
+            are not each measured into a bit 0..n-1 of their own, or qubits that the device does not have.
     """
 
     def __init__(
@@ -53,6 +53,8 @@ class NoisyCircuit:
         self._coefficients: list[NDArray[np.float64]] = []  # of the free RZ: angle = coefficients . parameters + offset
         self._offsets: list[float] = []
         steps = self._steps(circuit, noise)
+        if set(self.bits) != set(range(self.n_qubits)):
+            raise ValueError(f"each qubit has to be measured, into bits 0 to {self.n_qubits - 1}; here: {self.bits}")
         free = [i for i, (qubits, action) in enumerate(steps) if isinstance(action, int)]
         first, last = (free[0], free[-1] + 1) if free else (0, 0)
         self._start = self._ground_state()
@@ -87,7 +89,9 @@ class NoisyCircuit:
         batch = angles.shape[1]
         out = torch.empty(len(self.places), batch, 2**self.n_qubits, dtype=dtype)
         chunk = max(1, CHUNK_NUMBERS // (len(self.places) * 4**self.n_qubits))
-        coefficients = torch.from_numpy(np.array(self._coefficients)).to(dtype).view(-1, len(self.parameters))
+        coefficients = (
+            torch.from_numpy(np.array(self._coefficients)).to(dtype).view(len(self._coefficients), len(self.parameters))
+        )
         offsets = torch.tensor(self._offsets, dtype=dtype)[:, None, None]
         start, effects = self._start.to(dtype), self._effects.to(dtype)
         steps = [(q, a if isinstance(a, int) else a.to(dtype)) for q, a in self._steps_between]
@@ -108,7 +112,7 @@ class NoisyCircuit:
         """Gates as (qubits, number of the free RZ) or (qubits, transfer matrices ``(n_places, 4^k, 4^k)``)."""
         steps: list[tuple[tuple[int, ...], int | Tensor]] = []
         measured: set[int] = set()
-        self.bits = list(range(self.n_qubits))  # classical bit of each qubit
+        self.bits: list[int | None] = [None] * self.n_qubits  # classical bit of each qubit
         for instruction in circuit.data:
             qubits = tuple(circuit.find_bit(qubit).index for qubit in instruction.qubits)
             name = instruction.operation.name

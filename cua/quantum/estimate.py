@@ -91,7 +91,8 @@ def _log_likelihood(
 
 
 def _length(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.linalg.norm(x, axis=-1, keepdims=True)
+    scale = np.maximum(np.abs(x).max(-1, keepdims=True), np.finfo(float).tiny)  # neither overflow nor underflow
+    return scale * np.linalg.norm(x / scale, axis=-1, keepdims=True)
 
 
 def _root(counts: NDArray[np.float64]) -> NDArray[np.float64]:

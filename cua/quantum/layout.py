@@ -28,10 +28,14 @@ def disjoint_paths(backend: BackendV2, length: int, limit: int | None = None) ->
     if length < 1:
         raise ValueError(f"length={length}: a chain has at least one qubit")
     measure = {qubits[0]: _cost(p.error) for qubits, p in backend.target["measure"].items() if p is not None}
+    couplings: dict[tuple[int, int], float] = {}
+    for pair, properties in backend.target["cz"].items():  # in both directions; the worse one counts
+        cost = 2 * _cost(properties.error if properties else None)
+        key = (min(pair), max(pair))
+        couplings[key] = max(cost, couplings.get(key, 0.0))
     graph = rx.PyGraph(multigraph=False)
     graph.add_nodes_from(range(backend.num_qubits))
-    for (a, b), properties in backend.target["cz"].items():
-        cost = 2 * _cost(properties.error if properties else None)
+    for (a, b), cost in couplings.items():
         if math.isfinite(cost + measure.get(a, 0.0) + measure.get(b, 0.0)):
             graph.add_edge(a, b, cost)
 

@@ -1,9 +1,9 @@
 """Noise of single qubits and pairs, from a backend's own calibration, as Pauli transfer matrices.
 
 The gate errors are those of Qiskit Aer's device model: after each gate, thermal relaxation over its duration, then as
-much depolarisation as brings the gate to its calibrated error; RZ is virtual and free of error.  Measurement flips bits
-with the calibrated probabilities.  Not modelled, here as there: crosstalk, leakage, drift, coherent errors, and
-relaxation of idle qubits.
+much depolarisation as brings the gate to its calibrated error; RZ is virtual and free of error.  Measurement flips a
+bit with its calibrated error, the same both ways.  Not modelled, here as there: crosstalk, leakage, drift, coherent
+errors, and relaxation of idle qubits.
 
 A **Pauli transfer matrix** R of a channel E on k qubits has R[i, j] = Tr(P_i E(P_j)) / 2^k, real, ``(4^k, 4^k)``, with
 the Paulis ordered I, X, Y, Z and the first qubit as the last digit (Qiskit's order).

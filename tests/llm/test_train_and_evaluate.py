@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from cua import READOUTS, CUAConfig, attach
+from cua import READOUTS, CUAConfig, attach, skew
 from cua.llm.evaluate import Perplexity, perplexity
 from cua.llm.prefix import SplitModel
-from cua.llm.train import TrainConfig, train, window_order
+from cua.llm.train import TrainConfig, bound_k, train, window_order
 
 
 @pytest.fixture
@@ -86,6 +86,65 @@ def test_the_first_loss_is_that_of_the_base_model(frozen, windows):
     config = TrainConfig(steps=2)
     losses = train(frozen, adapter, windows, config)
     assert losses[0] == pytest.approx(base.nll[window_order(6, config)[0, 0]] / 15, rel=1e-6)
+
+
+def k_norms(adapter):
+    b = adapter.config.block_size
+    return [torch.linalg.matrix_norm(skew(theta.detach().double(), b), 2) for theta in adapter.parameters()]
+
+
+@pytest.mark.parametrize("bound", [0.01, 0.8, 1.9])
+@pytest.mark.parametrize("options", [{}, {"block_size": 2}, {"block_size": 16}, {"depth": 2}], ids=str)
+def test_bound_k(llama, move, options, bound):
+    adapter = move(attach(llama, CUAConfig(**options)), size=bound)
+    with torch.no_grad():
+        adapter.parameters()[0][0] = 0
+    before, norms = [theta.detach().clone() for theta in adapter.parameters()], k_norms(adapter)
+    bound_k(adapter, bound)
+    inside = 0
+    for old, new, norm, after in zip(before, adapter.parameters(), norms, k_norms(adapter), strict=True):
+        small = norm <= bound * (1 - 1e-6)
+        assert torch.equal(new[small], old[small])
+        assert after.max() <= bound * (1 + 1e-6)
+        torch.testing.assert_close(after[~small], torch.full_like(after[~small], bound), rtol=1e-6, atol=0)
+        torch.testing.assert_close(new[~small], old[~small] * (bound / norm[~small, None]).float(), rtol=1e-5, atol=0)
+        inside += small.sum().item()
+        assert not small.all()
+    assert inside > 0
+
+
+def test_training_keeps_the_bound(make_llama, windows):
+    def run(bound):
+        model = make_llama()
+        adapter = attach(model, CUAConfig(layers=(1, 2)))
+        config = TrainConfig(steps=20, learning_rate=0.1, warmup=2, max_k_norm=bound)
+        return train(model, adapter, windows, config), torch.cat(k_norms(adapter)), thetas(adapter)
+
+    (free_losses, free, parameters), (losses, bounded, _) = run(None), run(0.3)
+    assert free.max() > 0.6
+    assert 0.3 * (1 - 1e-6) < bounded.max() <= 0.3 * (1 + 1e-6)
+    assert losses[0] == free_losses[0]
+    assert losses != free_losses
+    unreached_losses, _, unreached = run(100.0)
+    assert unreached_losses == free_losses
+    assert torch.equal(unreached, parameters)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_k_norm": 0.0}, "max_k_norm=0.0: above 0, or None for no bound"),
+        ({"max_k_norm": -1.0}, "max_k_norm=-1.0"),
+        ({"steps": 0}, "steps and batch are at least 1"),
+        ({"batch": 0}, "steps and batch are at least 1"),
+        ({"warmup": -1}, "warmup at least 0"),
+        ({"learning_rate": 0.0}, "learning_rate above 0"),
+    ],
+    ids=str,
+)
+def test_train_config_names_what_is_wrong(options, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**{"steps": 1} | options)
 
 
 def test_training_without_warmup(llama, windows):

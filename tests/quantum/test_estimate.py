@@ -1,0 +1,195 @@
+import numpy as np
+import pytest
+
+from cua.quantum.estimate import HADAMARD, sample, sign_constrained, sign_faithful
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def problem(rotations, n: int, norm, seed: int = 0):
+    """Random slices x, y = Q x, tr(Q)/4, and the probabilities of both settings."""
+    x, q = np.random.default_rng(seed).normal(size=(n, 4)), rotations(n, norm=norm, seed=seed)
+    y = np.einsum("nij,nj->ni", q, x)
+    h = np.kron([[1, 1], [1, -1]], [[1, 1], [1, -1]]) / 2
+    square = (x**2).sum(-1, keepdims=True)
+    return x, y, np.trace(q, axis1=1, axis2=2) / 4, y**2 / square, (y @ h.T) ** 2 / square
+
+
+def squared_errors(estimate, x, y):
+    return ((estimate - y) ** 2).sum(-1) / (x**2).sum(-1)
+
+
+def test_hadamard_is_a_rotation():
+    np.testing.assert_array_equal(HADAMARD, np.kron([[1, 1], [1, -1]], [[1, 1], [1, -1]]) / 2)
+    np.testing.assert_array_equal(HADAMARD @ HADAMARD, np.eye(4))
+    assert np.linalg.det(HADAMARD) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("shots", [1, 10, 4096])
+def test_counts_are_multinomial(rng, shots):
+    p, n = np.array([0.5, 0.3, 0.2, 0.0]), 200_000 if shots < 100 else 20_000
+    counts = sample(np.broadcast_to(p, (n, 4)), shots, rng)
+    assert counts.dtype.kind == "i"
+    assert (counts.sum(-1) == shots).all()
+    np.testing.assert_allclose(counts.mean(0), shots * p, atol=5 * np.sqrt(shots / 4 / n))
+    np.testing.assert_allclose(np.cov(counts.T), shots * (np.diag(p) - np.outer(p, p)), atol=0.01 * shots)
+    neighbours = np.corrcoef(counts[:-1, 0], counts[1:, 0])[0, 1]
+    assert abs(neighbours) < 5 / np.sqrt(n)
+
+
+def test_every_slice_has_its_own_probabilities(rng):
+    p = np.eye(4)[[3, 0, 2]]
+    np.testing.assert_array_equal(sample(p, 7, rng), 7 * p)
+
+
+def test_rounding_below_zero_and_sums_other_than_one(rng):
+    p = np.array([[-1e-17, 0.5, 0.5 + 1e-12, 0.0], [0.0, 3.0, 1.0, 0.0]])
+    counts = sample(np.repeat(p, 10_000, 0), 10, rng)
+    assert (counts.sum(-1) == 10).all()
+    assert not counts[:, [0, 3]].any()
+    assert counts[10_000:, 1].mean() == pytest.approx(7.5, abs=0.1)
+
+
+def test_a_generator_fixes_the_counts():
+    p = np.full((50, 4), 0.25)
+    first, again, other = (sample(p, 100, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize("shots", [0, -5])
+def test_at_least_one_shot(rng, shots):
+    with pytest.raises(ValueError, match=f"shots={shots}: at least one"):
+        sample(np.full(4, 0.25), shots, rng)
+
+
+@pytest.mark.parametrize("b", [2, 4, 8])
+def test_sign_constrained_is_its_formula(rng, b):
+    x, counts = rng.normal(size=(30, 5, b)), rng.integers(0, 50, size=(30, 5, b))
+    expected = np.sign(x) * np.sqrt((x**2).sum(-1) / counts.sum(-1))[..., None] * np.sqrt(counts)
+    np.testing.assert_allclose(sign_constrained(x, counts), expected, atol=1e-14)
+    np.testing.assert_allclose(sign_constrained(x, 0.37 * counts), expected, atol=1e-14)  # frequencies
+
+
+def test_sign_constrained_where_there_is_nothing():
+    x = np.array([[0.0, 0.0, 0.0, 0.0], [0.0, -0.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]])
+    counts = np.array([[1, 2, 3, 4], [1, 1, 0, 2], [0, 0, 0, 0]])
+    expected = [[0, 0, 0, 0], [2.5, -2.5, 0, 5 / np.sqrt(2)], [0, 0, 0, 0]]
+    np.testing.assert_allclose(sign_constrained(x, counts), expected, atol=1e-15)
+
+
+def test_bias_and_spread_of_magnitudes_from_counts(rng):
+    p, shots = np.array([0.1, 0.2, 0.3, 0.4]), 400
+    magnitudes = sign_constrained(np.full((400_000, 4), 0.5), sample(np.broadcast_to(p, (400_000, 4)), shots, rng))
+    np.testing.assert_allclose(np.sqrt(p) - magnitudes.mean(0), (1 - p) / (8 * shots * np.sqrt(p)), rtol=0.15)
+    np.testing.assert_allclose(magnitudes.std(0), np.sqrt((1 - p) / (4 * shots)), rtol=0.02)
+
+
+@pytest.mark.parametrize("norm", [0.01, 0.5, 1.0, 1.9, 1.99])
+def test_sign_faithful_is_exact_without_shot_noise(rotations, norm):
+    x, y, overlap, p, p_h = problem(rotations, 5000, norm)
+    for mean_overlap in overlap, 0.5:
+        np.testing.assert_allclose(sign_faithful(x, 1e9 * p, 1e9 * p_h, mean_overlap), y, rtol=0, atol=1e-4)
+
+
+def exact(x, y):
+    """The estimate from exact probabilities."""
+    square = (x**2).sum(-1, keepdims=True)
+    square = np.where(square > 0, square, 1)
+    return sign_faithful(x, 1e9 * y**2 / square, 1e9 * (y @ HADAMARD) ** 2 / square)
+
+
+def test_sign_faithful_with_exact_zeros():
+    rows = np.concatenate([np.eye(4), HADAMARD, [[1, 1, 0, 0], [1, 0, -1, 0], [0, 1, 0, -1], [1, -1, 1, 0]]])
+    y = np.concatenate([rows, -rows])
+    np.testing.assert_allclose(exact(y, y), y, rtol=0, atol=1e-4)
+    near = y + 0.1
+    near *= np.linalg.norm(y, axis=-1, keepdims=True) / np.linalg.norm(near, axis=-1, keepdims=True)
+    np.testing.assert_allclose(exact(near, y), y, rtol=0, atol=1e-4)
+
+
+def test_sign_faithful_near_zeros_and_near_ties(rng):
+    y = rng.normal(size=(4000, 4)) * 10.0 ** rng.integers(-12, 1, size=(4000, 4))
+    y[::3, :2] = y[::3, 1:3] * (1 + 1e-9)  # nearly equal components, so nearly zero ones in the other setting
+    x = y + 0.1 * rng.normal(size=y.shape) * np.linalg.norm(y, axis=-1, keepdims=True)
+    found, lengths = exact(x, y), np.linalg.norm(x, axis=-1)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), lengths, rtol=1e-12)
+    direction = y / np.linalg.norm(y, axis=-1, keepdims=True)
+    assert np.abs(found / lengths[:, None] - direction).max() < 1e-3
+
+
+def test_sign_faithful_of_zero_slices(rng):
+    x = np.zeros((3, 4))
+    x[1] = [1.0, -2.0, 0.5, 3.0]
+    found = sign_faithful(x, rng.integers(1, 9, size=(3, 4)), rng.integers(1, 9, size=(3, 4)))
+    assert not found[[0, 2]].any()
+    assert np.linalg.norm(found[1]) == pytest.approx(np.linalg.norm(x[1]))
+
+
+@pytest.mark.parametrize("shots", [1, 2, 5, 50])
+def test_sign_faithful_keeps_the_length_at_few_shots(rotations, rng, shots):
+    x, _, overlap, p, p_h = problem(rotations, 2000, 1.9)
+    found = sign_faithful(x, sample(p, shots, rng), sample(p_h, shots, rng), overlap)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-12)
+    assert ((found * x).sum(-1) >= 0).all()
+
+
+def test_sign_faithful_without_any_count(rng):
+    x, nothing, something = rng.normal(size=(5, 4)), np.zeros((5, 4)), rng.integers(1, 9, size=(5, 4))
+    assert not sign_faithful(x, nothing, nothing).any()
+    for pair in (something, nothing), (nothing, something):
+        assert np.isfinite(sign_faithful(x, *pair)).all()
+
+
+def test_sign_faithful_is_each_slice_by_itself(rotations, rng):
+    x, _, overlap, p, p_h = problem(rotations, 60, 1.5)
+    counts, counts_h = sample(p, 100, rng), sample(p_h, 100, rng)
+    together = sign_faithful(
+        *(a.reshape(12, 5, 4) for a in (x, counts, counts_h)), mean_overlap=overlap.reshape(12, 5)
+    ).reshape(60, 4)
+    alone = [sign_faithful(*one) for one in zip(x, counts, counts_h, overlap, strict=True)]
+    np.testing.assert_allclose(together, alone, atol=1e-15)
+
+
+def test_settings_count_in_proportion_to_their_shots(rotations, rng):
+    x, y, overlap, p, p_h = problem(rotations, 20_000, 1.0)
+    many, few = sample(p, 60_000, rng), sample(p_h, 3_000, rng)
+    both = np.median(squared_errors(sign_faithful(x, many, few, overlap), x, y))
+    equal = np.median(squared_errors(sign_faithful(x, many / 20, few, overlap), x, y))
+    assert both < 0.8 * equal
+
+
+@pytest.mark.parametrize(("shots", "shots_h"), [(6000, 200), (200, 6000)])
+def test_both_settings_tell_the_signs(rotations, rng, shots, shots_h):
+    """With the likelihood of one setting alone, wrong signs make the error of one of these cases 70 times the limit."""
+    x, y, overlap, p, p_h = problem(rotations, 20_000, 1.0)
+    found = sign_faithful(x, sample(p, shots, rng), sample(p_h, shots_h, rng), overlap)
+    assert squared_errors(found, x, y).mean() < 20 * 3 / (4 * 6200)
+
+
+def test_sign_faithful_at_8192_shots_beats_sign_constrained_a_hundredfold(rotations, rng):
+    norms = rng.uniform(0, 1.9, size=20_000)
+    x, y, overlap, p, p_h = problem(rotations, 20_000, norms)
+    faithful = squared_errors(sign_faithful(x, sample(p, 4096, rng), sample(p_h, 4096, rng), overlap), x, y)
+    constrained = squared_errors(sign_constrained(x, sample(p, 8192, rng)), x, y)
+    assert 100 * faithful.mean() < constrained.mean()
+
+
+@pytest.mark.parametrize("norm", [0.4, 1.0, 1.9])
+def test_sign_faithful_reaches_the_quantum_limit(rotations, rng, norm):
+    shots = 2**17
+    x, y, overlap, p, p_h = problem(rotations, 10_000, norm)
+    found = sign_faithful(x, sample(p, shots // 2, rng), sample(p_h, shots // 2, rng), overlap)
+    errors = np.sort(squared_errors(found, x, y))[:-100]  # without the 1% that hold all wrong signs
+    assert 0.8 < errors.mean() / (3 / (4 * shots)) < 1.2
+
+
+@pytest.mark.parametrize(("norm", "wrong"), [(0.4, 0.0), (1.9, 0.99)])
+def test_the_prior_helps_at_few_shots(rotations, rng, norm, wrong):
+    x, y, overlap, p, p_h = problem(rotations, 20_000, norm)
+    counts, counts_h = sample(p, 32, rng), sample(p_h, 32, rng)
+    right = squared_errors(sign_faithful(x, counts, counts_h, overlap), x, y).mean()
+    assert 1.3 * right < squared_errors(sign_faithful(x, counts, counts_h, wrong), x, y).mean()

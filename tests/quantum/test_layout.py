@@ -1,0 +1,124 @@
+import math
+from itertools import combinations, pairwise, permutations
+
+import numpy as np
+import pytest
+from qiskit.providers.fake_provider import GenericBackendV2
+from qiskit.transpiler import CouplingMap, InstructionProperties
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import maximum_bipartite_matching
+
+from cua.quantum.layout import disjoint_paths
+
+GATES = ["id", "x", "sx", "rz", "cz"]
+
+
+def cost(backend, path) -> float:
+    """-log of the chance that every coupling works twice and every measurement once."""
+    errors = [backend.target["cz"][pair].error for pair in pairwise(path) for _ in range(2)]
+    errors += [backend.target["measure"][(qubit,)].error for qubit in path]
+    return -sum(math.log1p(-error) if error < 1 else -math.inf for error in errors)
+
+
+@pytest.fixture
+def ring():
+    """Eight qubits in a ring with a chord, all errors different and large."""
+    edges = [(i, (i + 1) % 8) for i in range(8)] + [(1, 4)]
+    both = edges + [pair[::-1] for pair in edges]
+    backend = GenericBackendV2(8, list(GATES), coupling_map=CouplingMap(both), seed=1)
+    rng = np.random.default_rng(3)
+    for a, b in edges:
+        properties = InstructionProperties(1e-7, rng.uniform(0.01, 0.3))
+        backend.target.update_instruction_properties("cz", (a, b), properties)
+        backend.target.update_instruction_properties("cz", (b, a), properties)
+    for qubit in range(8):
+        properties = InstructionProperties(1e-6, rng.uniform(0.01, 0.3))
+        backend.target.update_instruction_properties("measure", (qubit,), properties)
+    return backend
+
+
+def all_paths(backend, length) -> list[tuple[int, ...]]:
+    coupled = {frozenset(pair) for pair in backend.target["cz"]}
+    paths = [p for p in permutations(range(backend.num_qubits), length) if p[0] < p[-1] or length == 1]
+    return [path for path in paths if all(frozenset(pair) in coupled for pair in pairwise(path))]
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 6])
+def test_paths_on_a_real_device_are_disjoint_coupled_and_the_best_first(marrakesh, length):
+    paths = disjoint_paths(marrakesh, length)
+    qubits = [qubit for path in paths for qubit in path]
+    assert len(set(qubits)) == len(qubits) == length * len(paths)
+    assert all(pair in marrakesh.target["cz"] for path in paths for pair in pairwise(path))
+    costs = [cost(marrakesh, path) for path in paths]
+    assert costs == sorted(costs)
+    assert costs[-1] < math.inf, "no gate or measurement that always fails"
+    assert disjoint_paths(marrakesh, length, limit=3) == paths[:3]
+    assert len(paths) > 0.4 * 156 / length
+
+
+def test_every_working_qubit_is_a_path_of_length_one(marrakesh):
+    errors = [properties.error for properties in marrakesh.target["measure"].values()]
+    assert len(disjoint_paths(marrakesh, 1)) == sum(error < 1 for error in errors)
+
+
+def test_as_many_pairs_as_the_device_has_room_for(marrakesh):
+    """Heavy hex is bipartite, so scipy can count too."""
+    target = marrakesh.target
+    edges = [pair for pair in target["cz"] if cost(marrakesh, pair) < math.inf]
+    colour = {edges[0][0]: 0}
+    while left := [(a, b) for a, b in edges if a in colour and b not in colour]:
+        colour |= {b: 1 - colour[a] for a, b in left}
+    rows, columns = zip(*[(a, b) for a, b in edges if colour[a] == 0], strict=True)
+    matched = maximum_bipartite_matching(coo_matrix((np.ones(len(rows)), (rows, columns)), (156, 156)).tocsr())
+    assert len(disjoint_paths(marrakesh, 2)) == (matched >= 0).sum()
+
+
+def test_pairs_are_the_matching_of_least_cost(ring):
+    edges = all_paths(ring, 2)
+    matchings = [pairs for pairs in combinations(edges, 4) if len({q for pair in pairs for q in pair}) == 8]
+    costs = [sum(cost(ring, pair) for pair in pairs) for pairs in matchings]
+    best = matchings[int(np.argmin(costs))]
+    assert len(matchings) > 1
+    assert set(disjoint_paths(ring, 2)) == set(best)
+
+
+@pytest.mark.parametrize("length", [3, 4])
+def test_longer_chains_greedily(ring, length):
+    free, expected = sorted(all_paths(ring, length), key=lambda path: cost(ring, path)), []
+    while free:
+        expected.append(free[0])
+        free = [path for path in free if not set(path) & set(expected[-1])]
+    assert disjoint_paths(ring, length) == expected
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_what_always_fails_is_left_out(ring, length):
+    (a, b), *_ = disjoint_paths(ring, 2)
+    for pair in (a, b), (b, a):
+        ring.target.update_instruction_properties("cz", pair, InstructionProperties(1e-7, 1.0))
+    assert (a, b) not in [pair for path in disjoint_paths(ring, length) for pair in pairwise(path)]
+    ring.target.update_instruction_properties("measure", (a,), InstructionProperties(1e-6, 1.0))
+    assert a not in [qubit for path in disjoint_paths(ring, length) for qubit in path]
+
+
+def test_a_device_without_calibration():
+    backend = GenericBackendV2(4, list(GATES), coupling_map=CouplingMap.from_line(4), noise_info=False)
+    assert set(disjoint_paths(backend, 2)) == {(0, 1), (2, 3)}
+    assert disjoint_paths(backend, 4) == [(0, 1, 2, 3)]
+    assert len(disjoint_paths(backend, 1)) == 4
+
+
+@pytest.mark.parametrize("length", [0, -1])
+def test_at_least_one_qubit(ring, length):
+    with pytest.raises(ValueError, match=f"length={length}: a chain has at least one qubit"):
+        disjoint_paths(ring, length)
+
+
+def test_no_chain_fits(ring):
+    with pytest.raises(ValueError, match="no chain of 9 qubits"):
+        disjoint_paths(ring, 9)
+    for qubit in range(8):
+        ring.target.update_instruction_properties("measure", (qubit,), InstructionProperties(1e-6, 1.0))
+    for length in (1, 2, 3):
+        with pytest.raises(ValueError, match=f"generic_backend_8q: no chain of {length} qubits with working gates"):
+            disjoint_paths(ring, length)

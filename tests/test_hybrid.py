@@ -1,0 +1,298 @@
+import numpy as np
+import pytest
+import torch
+
+from cua import CUAConfig, attach
+from cua.hybrid import MITIGATIONS, BlockRunner, Execution, run_on_circuits
+from cua.quantum.circuits import SUPERDENSE_OUTCOMES, superdense_angles, superdense_template
+from cua.quantum.engine import NoisyCircuit
+
+PLACES = {2: ((0,), (2,)), 4: ((0, 1), (3, 2), (2, 1)), 8: ((0, 1, 2), (3, 2, 1)), 16: ((0, 1, 2, 3), (3, 2, 1, 0))}
+FOUR_BY_FOUR = [(c, r) for c in ("superdense", "textbook") for r in ("sign-faithful", "sign-constrained", "true-signs")]
+ALL = [(4, *names) for names in FOUR_BY_FOUR]
+ALL += [(2, "textbook", "sign-constrained"), (8, "textbook", "true-signs"), (16, "textbook", "true-signs")]
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def on_circuits(model, ids, adapter, **options):
+    with run_on_circuits(adapter, Execution(**options)):
+        return logits(model, ids)
+
+
+def problem(rotations, b: int, n_blocks: int = 6, tokens: int = 30, norm: float = 1.2):
+    """Slices ``(tokens, n_blocks, b)``, blocks, and Q x."""
+    x, q = np.random.default_rng(b).normal(size=(tokens, n_blocks, b)), rotations(n_blocks, b=b, norm=norm)
+    return x, q, np.einsum("nij,tnj->tni", q, x)
+
+
+def wanted(x, y, readout):
+    return np.copysign(y, x) if readout == "sign-constrained" else y
+
+
+@pytest.mark.parametrize(("b", "circuit", "readout"), ALL)
+def test_perfect_circuits_compute_the_block(rotations, b, circuit, readout):
+    x, q, y = problem(rotations, b)
+    x[3, 2], y[3, 2] = 0, 0
+    x[4, 1], y[4, 1] = q[1, 0], np.eye(b)[0]  # exact zeros in y
+    found = BlockRunner(q, Execution(circuit, readout, shots=None))(x)
+    np.testing.assert_allclose(found, wanted(x, y, readout), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("b", "circuit", "readout"), ALL)
+def test_readout_mitigation_is_exact_for_readout_errors(rotations, readout_only, b, circuit, readout):
+    x, q, y = problem(rotations, b)
+    plain, mitigated = (
+        BlockRunner(q, Execution(circuit, readout, None, readout_only, PLACES[b], mitigation))(x)
+        for mitigation in ("none", "readout")
+    )
+    assert np.abs(plain - wanted(x, y, readout)).max() > 0.05
+    np.testing.assert_allclose(mitigated, wanted(x, y, readout), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("b", "circuit", "readout"), ALL)
+def test_each_mitigation_brings_blocks_closer(rotations, line_noise, b, circuit, readout):
+    x, q, y = problem(rotations, b, n_blocks=3)
+    errors = []
+    for mitigation in MITIGATIONS:
+        found = BlockRunner(q, Execution(circuit, readout, None, line_noise, PLACES[b], mitigation))(x)
+        errors.append(((found - wanted(x, y, readout)) ** 2).mean())
+    assert errors[0] > errors[1] > 2 * errors[2] > 0
+
+
+def test_noisy_probabilities_are_those_of_the_engine(rotations, line_noise):
+    x, q, _ = problem(rotations, 4, n_blocks=3)
+    found = BlockRunner(q, Execution(noise=line_noise, places=PLACES[4])).probabilities(x)
+    for i, place in enumerate(PLACES[4]):
+        angles = superdense_angles(x[:, i], q[i])
+        p = NoisyCircuit(superdense_template(), line_noise, [place]).probabilities(angles[None])[0].numpy()
+        np.testing.assert_allclose(found[:, i], p[:, SUPERDENSE_OUTCOMES], atol=1e-14)
+
+
+@pytest.mark.parametrize("circuit", ["superdense", "textbook"])
+def test_blocks_take_their_places_in_turn(rotations, line_noise, circuit):
+    x, q, _ = problem(rotations, 4, n_blocks=5)
+    places = PLACES[4][:2]
+    together = BlockRunner(q, Execution(circuit, noise=line_noise, places=places)).probabilities(x)
+    assert together.shape == (30, 5, 4)
+    for block in range(5):
+        for i, place in enumerate(places):
+            alone = Execution(circuit, noise=line_noise, places=(place,))
+            p = BlockRunner(q[block : block + 1], alone).probabilities(x[:, block : block + 1])[:, 0]
+            assert np.allclose(p, together[:, block], atol=1e-12) == (i == block % 2)
+
+
+@pytest.mark.parametrize("circuit", ["superdense", "textbook"])
+def test_the_second_setting_is_the_hadamard_one(rotations, circuit):
+    x, q, y = problem(rotations, 4)
+    runner = BlockRunner(q, Execution(circuit, shots=None))
+    h = np.kron([[1, 1], [1, -1]], [[1, 1], [1, -1]]) / 2
+    square = (x**2).sum(-1, keepdims=True)
+    np.testing.assert_allclose(runner.probabilities(x), y**2 / square, atol=1e-12)
+    np.testing.assert_allclose(runner.probabilities(x, 1), (y @ h) ** 2 / square, atol=1e-12)
+
+
+@pytest.mark.parametrize(("circuit", "readout"), [names for names in FOUR_BY_FOUR if names[1] != "sign-faithful"])
+def test_one_setting_takes_all_shots(rotations, circuit, readout):
+    x, q, _ = problem(rotations, 4)
+    y = BlockRunner(q, Execution(circuit, readout, shots=101))(x)
+    counts = 101 * y**2 / (x**2).sum(-1, keepdims=True)
+    np.testing.assert_allclose(counts, np.round(counts), atol=1e-9)
+    np.testing.assert_allclose(counts.sum(-1), 101)
+
+
+@pytest.mark.parametrize("circuit", ["superdense", "textbook"])
+def test_two_settings_share_the_shots(rotations, circuit):
+    x, q, y = problem(rotations, 4, tokens=1000)
+    found = BlockRunner(q, Execution(circuit, shots=2**17))(x)
+    errors = np.sort((((found - y) ** 2).sum(-1) / (x**2).sum(-1)).ravel())[:-60]
+    assert 0.85 < errors.mean() / (3 / (4 * 2**17)) < 1.15  # twice that if the shots of both were those of one
+
+
+@pytest.fixture
+def adapted(llama, move):
+    """The tiny model and an adapter on two layers."""
+
+    def adapted(**options):
+        return move(attach(llama, CUAConfig(layers=(1, 2), **options)))
+
+    return adapted
+
+
+EXACT = [
+    ({}, "superdense", "sign-faithful"),
+    ({}, "textbook", "true-signs"),
+    ({}, "superdense", "true-signs"),
+    ({}, "textbook", "sign-faithful"),
+    ({"side": "output"}, "superdense", "sign-faithful"),
+    ({"block_size": 2}, "textbook", "true-signs"),
+    ({"block_size": 8}, "textbook", "true-signs"),
+    ({"depth": 2}, "superdense", "sign-faithful"),
+    ({"depth": 2}, "textbook", "true-signs"),
+    ({"depth": 2, "side": "output"}, "superdense", "sign-faithful"),
+    ({"depth": 3, "block_size": 2}, "textbook", "true-signs"),
+]
+
+
+@pytest.mark.parametrize(("options", "circuit", "readout"), EXACT, ids=str)
+def test_infinitely_many_perfect_shots_are_the_exact_model(llama, ids, adapted, options, circuit, readout):
+    base = logits(llama, ids)
+    adapter = adapted(**options)
+    exact = logits(llama, ids)
+    assert (exact - base).abs().max() > 0.1
+    found = on_circuits(llama, ids, adapter, circuit=circuit, readout=readout, shots=None)
+    assert found.dtype == exact.dtype
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-4)
+    assert torch.equal(logits(llama, ids), exact)
+
+
+@pytest.mark.parametrize("circuit", ["superdense", "textbook"])
+@pytest.mark.parametrize(
+    ("trained", "options"),
+    [("exact", {}), ("sign-constrained", {"depth": 2}), ("sign-constrained", {"side": "output"})],
+    ids=str,
+)
+def test_the_sign_constrained_model(make_llama, llama, ids, move, adapted, trained, circuit, options):
+    """Whatever readout the adapter was trained with: that of the execution counts."""
+    reference = make_llama()
+    move(attach(reference, CUAConfig(layers=(1, 2), readout="sign-constrained", **options)))
+    adapter = adapted(readout=trained, **options)
+    found = on_circuits(llama, ids, adapter, circuit=circuit, readout="sign-constrained", shots=None)
+    torch.testing.assert_close(found, logits(reference, ids), rtol=0, atol=1e-4)
+    exact = on_circuits(llama, ids, adapter, circuit=circuit, readout="true-signs", shots=None)
+    assert (found - exact).abs().max() > 0.1
+
+
+def test_executors_come_off(llama, ids, adapted):
+    adapter = adapted()
+    exact = logits(llama, ids)
+    with run_on_circuits(adapter, Execution()):
+        assert all(len(module.executors) == 1 for module in adapter.modules.values())
+    assert not any(module.executors for module in adapter.modules.values())
+    with pytest.raises(KeyError, match="inside"), run_on_circuits(adapter, Execution()):
+        raise KeyError("inside")
+    assert not any(module.executors for module in adapter.modules.values())
+    assert torch.equal(logits(llama, ids), exact)
+
+
+def test_a_disabled_adapter_runs_no_circuit(llama, ids, adapted):
+    base = logits(llama, ids)
+    adapter = adapted()
+    with run_on_circuits(adapter, Execution()), adapter.disabled():
+        assert torch.equal(logits(llama, ids), base)
+
+
+def test_no_gradients_inside_and_gradients_after(llama, ids, adapted):
+    adapter = adapted()
+    with run_on_circuits(adapter, Execution()):
+        assert not llama(ids).logits.requires_grad
+    llama(ids, labels=ids).loss.backward()
+    assert all(theta.grad.abs().max() > 0 for theta in adapter.parameters())
+
+
+def test_a_bfloat16_model_stays_one(llama, ids, move):
+    model = llama.to(torch.bfloat16)
+    adapter = move(attach(model, CUAConfig(layers=(1, 2))))
+    found = on_circuits(model, ids, adapter, shots=None)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, logits(model, ids), rtol=0, atol=0.2)
+
+
+@pytest.mark.parametrize("readout", ["sign-faithful", "sign-constrained", "true-signs"])
+def test_a_seed_fixes_the_shots(llama, ids, adapted, readout):
+    adapter = adapted()
+    first, again, other = (on_circuits(llama, ids, adapter, readout=readout, shots=64, seed=s) for s in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_every_forward_pass_draws_new_shots(llama, ids, adapted):
+    with run_on_circuits(adapted(), Execution(shots=64)):
+        assert not torch.equal(logits(llama, ids), logits(llama, ids))
+
+
+def test_more_shots_come_closer(llama, ids, adapted):
+    adapter = adapted()
+    exact = logits(llama, ids)
+    errors = [(on_circuits(llama, ids, adapter, shots=n) - exact).square().mean() for n in (16, 512, 2**15)]
+    assert errors[0] > 4 * errors[1] > 40 * errors[2] > 0
+
+
+@pytest.mark.parametrize("options", [{}, {"depth": 2}], ids=str)
+@pytest.mark.parametrize(("circuit", "readout"), [("superdense", "sign-faithful"), ("textbook", "true-signs")])
+def test_noise_moves_the_model_and_mitigation_moves_it_back(llama, ids, adapted, line_noise, circuit, readout, options):
+    adapter = adapted(**options)
+    exact = logits(llama, ids)
+    run = {"circuit": circuit, "readout": readout, "shots": None, "noise": line_noise, "places": PLACES[4]}
+    errors = [
+        (on_circuits(llama, ids, adapter, mitigation=name, **run) - exact).square().mean() for name in MITIGATIONS
+    ]
+    assert errors[0] > 0.01
+    assert errors[0] > 4 * errors[1] > 8 * errors[2]
+
+
+@pytest.mark.parametrize("circuit", ["superdense", "textbook"])
+def test_a_block_that_turns_too_far_is_refused(rotations, circuit):
+    norms = np.array([0.5, 1.99, 2.01, 1.0, 1e3, 4.0])
+    q = rotations(6, norm=norms)
+    with pytest.raises(ValueError, match=r"^3 of 6 blocks turn by a right angle or more \(\|K\|_2 >= 2\)"):
+        BlockRunner(q, Execution(circuit))
+    BlockRunner(q[norms < 2], Execution(circuit))
+    BlockRunner(q, Execution(circuit, "true-signs"))
+
+
+def test_a_refused_layer_leaves_the_model_alone(llama, ids, adapted):
+    adapter = adapted()
+    with torch.no_grad():
+        adapter.parameters()[1][:2] *= 100
+    exact = logits(llama, ids)
+    with pytest.raises(ValueError, match="2 of 8 blocks turn"), run_on_circuits(adapter, Execution()):
+        pass
+    assert not any(module.executors for module in adapter.modules.values())
+    assert torch.equal(logits(llama, ids), exact)
+
+
+@pytest.mark.parametrize(
+    ("circuit", "readout", "message"),
+    [
+        ("superdense", "true-signs", "circuit='superdense' is for 4x4 blocks; these are 8x8"),
+        ("superdense", "sign-faithful", "circuit='superdense' is for 4x4 blocks"),
+        ("textbook", "sign-faithful", "readout='sign-faithful' is for 4x4 blocks; these are 8x8"),
+    ],
+)
+def test_four_by_four_only(rotations, circuit, readout, message):
+    with pytest.raises(ValueError, match=message):
+        BlockRunner(rotations(3, b=8), Execution(circuit, readout))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"circuit": "bell"}, "unknown circuit 'bell'; known: superdense, textbook"),
+        ({"readout": "exact"}, "unknown readout 'exact'; known: sign-faithful, sign-constrained, true-signs"),
+        ({"mitigation": "zne"}, "unknown mitigation 'zne'; known: none, readout, readout.depolarising"),
+        ({"shots": 1}, "shots=1: at least 2, or None"),
+        ({"shots": 0}, "shots=0"),
+        ({"shots": -8192}, "shots=-8192"),
+        ({"mitigation": "readout"}, "mitigation='readout' without noise"),
+        ({"mitigation": "readout+depolarising", "places": ((0, 1),)}, "without noise: there is nothing to undo"),
+    ],
+    ids=str,
+)
+def test_execution_names_what_is_wrong(options, message):
+    with pytest.raises(ValueError, match=message):
+        Execution(**options)
+
+
+def test_noise_needs_places(line_noise):
+    with pytest.raises(ValueError, match=r"noise needs places, the physical qubits: see cua.quantum.layout"):
+        Execution(noise=line_noise)
+
+
+def test_places_have_to_fit_the_block(rotations, line_noise):
+    for b, circuit in (4, "superdense"), (8, "textbook"):
+        with pytest.raises(ValueError, match="does not name"):
+            BlockRunner(rotations(2, b=b), Execution(circuit, "true-signs", noise=line_noise, places=((0,), (1,))))
