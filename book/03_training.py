@@ -152,6 +152,8 @@ before = perplexity(model, test_ids, split=split, prefix=test_prefix)
 schedule = TrainConfig(steps=64, learning_rate=0.04, warmup=5, seed=0)
 train(model, adapter, training_ids, schedule, prefix=training_prefix)
 after = perplexity(model, test_ids, split=split, prefix=test_prefix)
+
+# %%
 print(f"{adapter.n_parameters} parameters on one v_proj, held-out text (live):")
 print("  before:", before)
 print("  after: ", after)
@@ -203,6 +205,7 @@ points.grid(False)
 points.set_ylim(0, 1.4 * min(trained))
 plt.show()
 
+# %%
 for where in ("layer20", "all"):
     print(f"learning rates, {where}:")
     for rate in (0.005, 0.01, 0.02, 0.04):
