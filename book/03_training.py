@@ -162,7 +162,7 @@ print("  lower than the base model:", after.value < before.value)
 # %% [markdown]
 # Is that one lucky passage? Look at the windows one by one; they come from all test articles. (Ten millinats a token
 # are one per cent of perplexity.) The figure says how many improved; *what* was learned, style, spelling or facts, it
-# cannot say. On the right, what the training did to the 144 blocks: each turned a little, none far.
+# cannot say. On the right, what the training did to the 144 blocks: every one turned, none by as much as a right angle.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-live", "caption": "Live run. Left: change of the loss in each held-out window. Right: how far the blocks turned."}, "image": {"alt": "Left, sixteen sorted bars, the change of loss in each held-out window. Right, a histogram of the largest rotation angle of each of the 144 blocks."}}
 figure, (left, right) = plt.subplots(1, 2)
