@@ -25,7 +25,8 @@
 #
 # The published adapter sits in **one** attention layer of Llama 3.1 8B Instruct, on the value projection `v_proj`, as
 # 1,024 blocks of $4\times4$ {cite}`aizpurua2026cua`. A value projection is a matrix $W$ that turns the layer's normalised
-# input $x$ into the *values* that attention then mixes. The adapter turns slices of $x$ first:
+# input $x$ into the *values* that attention then mixes. The adapter turns slices of $x$ first (why the input and not the
+# output: the count below leaves no other choice):
 #
 # $$ v = W x \quad\longrightarrow\quad v = W\,Q\,x, \qquad Q = \mathrm{diag}(Q_1, \dots, Q_n). $$
 #
@@ -69,7 +70,8 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 # :name: fig-insertion
 # :alt: Flow chart from left to right. The layer's input x goes to q_proj, to k_proj and, through a row of small squares labelled Q 1 to Q n, to v_proj; the three meet in attention, followed by o_proj.
 #
-# One attention layer. The blocks stand before `v_proj` alone; every other weight is frozen.
+# One attention layer, with the width of the small model used below. The blocks stand before `v_proj` alone; every other
+# weight is frozen.
 # ```
 
 # %% [markdown]
@@ -104,7 +106,7 @@ print(cua.attach(llama, config))
 # %%
 model, tokenizer = load_model()  # or "meta-llama/Llama-3.1-8B-Instruct"
 text = load_corpus("wikipedia", "test").text
-ids = windows(tokenizer, text, 256)[:4]
+ids = windows(tokenizer, text, 256)[::100][:4]  # from four different places
 with torch.no_grad():
     base_logits = model(ids).logits
 
@@ -148,15 +150,18 @@ axes.loglog(sizes, work, "s--", color=other, label="multiplications a token")
 axes.axvspan(1.8, 64, color=COLOURS["exact"], alpha=0.06)
 axes.text(2.1, 150, "block sizes of this library", fontsize=9)
 axes.set(xlabel="block size b", ylabel="per cent of v_proj")
-axes.set_xticks(sizes[::2], sizes[::2])
+axes.set_xticks(sizes[1::2], sizes[1::2])
 axes.minorticks_off()
 axes.legend(loc="lower right")
 plt.show()
 
 # %% [markdown]
 # Multiplications are not time: thousands of tiny products are slow, so `cua` gathers the blocks into dense tiles 32 wide
-# and multiplies zeros too. Beside PEFT's orthogonal finetuning (below 1 is faster) and the bare projection, run in turn in
-# one process with 512 tokens, **recorded** ({download}`adapter_speed.json <results/adapter_speed.json>`):
+# and multiplies zeros too. The table is **recorded** ({download}`adapter_speed.json <results/adapter_speed.json>`): time and
+# peak memory of `cua` over those of orthogonal finetuning (OFT) in Hugging Face's PEFT library, with its exact inverse
+# rather than its default, a truncated series; below 1 is better. The last row is against the bare projection: 0.4 % more
+# multiplications, yet over a third more time on a CPU, until the adapter is merged. All ran in turn in one process, with
+# 512 tokens.
 
 # %%
 from cua.experiments.record import ADAPTERS, load_result, quote
@@ -168,9 +173,10 @@ for name in speed["headline"]:
 # %% [markdown]
 # ## Two ways to read a block
 #
-# A classical computer returns $y = Qx$: the **exact** readout. A quantum processor is given the slice divided by its
-# length; outcome $i$ then occurs with probability $(Qx)_i^2/\lVert x\rVert^2$, and counting outcomes gives
-# $\lvert (Qx)_i\rvert$ once the length is multiplied back. The sign is lost. The paper copies it from the input, which the classical computer still
+# From here on $x$ is one slice and $Q$ its block. A classical computer returns $y = Qx$: the **exact** readout. A quantum
+# processor is given the slice divided by its length; outcome $i$ then occurs with probability
+# $(Qx)_i^2/\lVert x\rVert^2$, and counting outcomes estimates $\lvert (Qx)_i\rvert$ once the length is multiplied back.
+# (In this chapter and the next: infinitely many counts, and no noise.) The sign is lost. The paper copies it from the input, which the classical computer still
 # holds: the **sign-constrained** readout
 #
 # $$ y_i = \operatorname{sign}(x_i)\,\lvert (Qx)_i \rvert. $$
@@ -198,12 +204,13 @@ lost = ((y - y_signs).square().sum() / y.square().sum()).item()
 print(f"components that change sign: {100 * wrong:.0f} %")
 print(f"squared error of the sign-constrained reading: {100 * lost:.0f} % of |y|²")
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-readouts", "caption": "2,000 components of real activations before and after a trained block, under both readouts."}, "image": {"alt": "Two scatter plots of output against input component. The exact readout fills all four quadrants around the diagonal; the sign-constrained readout is folded so that points lie only in the quadrants where output and input have the same sign."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-readouts", "caption": "2,000 components of real activations before and after the 144 trained blocks, under both readouts; the axes are cut at ±1, the dotted line is y = x."}, "image": {"alt": "Two scatter plots of output against input component. The exact readout fills all four quadrants around the diagonal; the sign-constrained readout is folded so that points lie only in the quadrants where output and input have the same sign."}}
 figure, panels = plt.subplots(1, 2, sharex=True, sharey=True)
 pick = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(0))[:2000]
 for axes, output, name in zip(panels, (y, y_signs), cua.READOUTS, strict=True):
     points = x.flatten()[pick], output.flatten()[pick]
     axes.scatter(*points, s=4, alpha=0.5, color=COLOURS[name])
+    axes.plot([-1, 1], [-1, 1], ":", color=COLOURS["base"], linewidth=1)
     axes.set(title=name, xlabel="input component $x_i$", xlim=(-1, 1), ylim=(-1, 1))
 panels[0].set_ylabel("output component $y_i$")
 plt.show()
@@ -227,12 +234,12 @@ _ = refused.detach()
 # %% [markdown]
 # ## Out into PEFT, and back
 #
-# Orthogonal finetuning (OFT) {cite}`qiu2023oft` in Hugging Face's PEFT library is the same family. It multiplies *row*
+# Orthogonal finetuning {cite}`qiu2023oft` in PEFT is the same family. With `use_cayley_neumann=False` it multiplies *row*
 # vectors, $xR$ with $R = (I - K_\mathrm{oft})(I + K_\mathrm{oft})^{-1}$, and has no factor ½. Setting $Q = R^\T$ gives
 #
 # $$ K = 2\,K_\mathrm{oft}^\T = -2\,K_\mathrm{oft}. $$
 #
-# So an adapter with the exact readout can be served by PEFT, without `cua`. Export the trained one,
+# So an adapter on the input side with the exact readout can be served by PEFT, without `cua`. Export the trained one,
 # load it with plain `PeftModel`, compare.
 
 # %%
@@ -275,10 +282,10 @@ print("adapter layers left in the model:", left)
 #
 # * The adapter stands before `v_proj` of one layer: in that layer it changes what attention carries, not where it looks
 #   (later layers see changed inputs).
-# * 6,144 parameters on Llama 3.1 8B, 864 on SmolLM2-135M; an untrained adapter changes no bit, a trained one is a
-#   different model, a disabled one is the base model again.
-# * With the exact readout it is PEFT's OFT up to a factor of $-2$; the sign-constrained readout is what sets the quantum
-#   adapter apart, and it is a *loss*, not a gain.
+# * 6,144 parameters on Llama 3.1 8B, 864 on SmolLM2-135M; an untrained adapter changes no bit, a trained one changes the
+#   logits, a disabled one is the base model again.
+# * With the exact readout it is PEFT's OFT up to a factor of $-2$. The sign-constrained readout sets the quantum adapter
+#   apart: it discards signs, and the next chapter measures what that does to the perplexity.
 #
 # **What this does not show.** That the model got better (next chapter), that the placement is a good one (chapter 3 compares
 # a few layers of one model), or anything about quantum hardware: every product here was computed on a CPU.
@@ -290,7 +297,8 @@ print("adapter layers left in the model:", left)
 #
 # ```{dropdown} Solution
 # The output of SmolLM2's `v_proj` is 192 wide (three key-value heads of 64): 48 blocks, 288 parameters. Llama's is 1,024
-# wide: 256 blocks, 1,536 parameters. `print(cua.attach(model, CUAConfig(layers=(20,), side="output")))` says so.
+# wide: 256 blocks, 1,536 parameters. `a = cua.attach(model, CUAConfig(layers=(20,), side="output")); print(a); a.detach()`
+# says so.
 # ```
 #
 # **2.** Try `block_size=5` and `target_modules=("value",)` and read the errors.
@@ -303,6 +311,7 @@ print("adapter layers left in the model:", left)
 # **3.** Merge an adapter in bfloat16 and compare logits. Why is the difference larger than $10^{-5}$?
 #
 # ```{dropdown} Solution
-# `load_model(dtype=torch.bfloat16)`. The adapter rotates activations in float32; the merged weight $WQ$ is rounded to
-# bfloat16, eight bits of precision, so each weight moves by up to 0.4 %. The unmerged model never rounds $Q$.
+# `load_model(dtype=torch.bfloat16)`, a fresh model: the one above has been merged. A bfloat16 number has eight bits of
+# precision. The merged weight $WQ$ is rounded to it, so each weight moves by up to 0.4 %; unmerged, $Qx$ is rounded instead;
+# and the logits themselves are bfloat16, so any two ways to compute them differ by more than $10^{-5}$.
 # ```

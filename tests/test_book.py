@@ -9,6 +9,8 @@ import jupytext
 import nbformat
 import pytest
 
+from cua.experiments.record import load_result
+
 BOOK = Path(__file__).resolve().parents[1] / "book"
 CHAPTERS = sorted(BOOK.glob("[0-9][0-9]_*.py"))
 REQUIRED = ("The question", "*Run time:*", "## What we learned", "**What this does not show.**", "## Exercises")
@@ -88,3 +90,16 @@ def test_only_the_bootstrap_cell_is_kept_from_nbval(chapter):
     skipped = [cell.source for cell in code(script) if "NBVAL" in cell.source or "nbval" in str(cell.metadata)]
     assert len(skipped) == 1
     assert skipped[0].startswith("# NBVAL_SKIP\n# On Colab")
+
+
+QUOTED = re.compile(r"(−?[\d,]+(?:\.(\d+))?)(?: %)? <!-- (\w+)\.(\w+) -->")
+
+
+@pytest.mark.parametrize("page", [BOOK.parent / "README.md", BOOK / "intro.md"], ids=lambda path: path.name)
+def test_results_quoted_in_prose_are_the_recorded_ones(page):
+    text = page.read_text()
+    quoted = QUOTED.findall(text)
+    assert len(quoted) == text.count("-->") > 0
+    for number, decimals, result, name in quoted:
+        value = load_result(result)["headline"][name]["value"]
+        assert number == f"{value:,.{len(decimals)}f}".replace("-", "−")

@@ -35,7 +35,7 @@ class Perplexity:
         return math.exp(sum(self.nll) / self.tokens)
 
     def __str__(self) -> str:
-        return f"perplexity {self.value:.3f} ({self.tokens:,} tokens, windows of {self.window:,}" + (
+        return f"perplexity {self.value:.2f} ({self.tokens:,} tokens, windows of {self.window:,}" + (
             ", BOS)" if self.bos else ", no BOS)"
         )
 

@@ -206,7 +206,7 @@ def test_perplexity_states_its_terms():
     measured = Perplexity(nll=(2046.0, 4092.0), window=1024, bos=True)
     assert measured.tokens == 2046
     assert measured.value == pytest.approx(math.exp(3))
-    assert str(measured) == "perplexity 20.086 (2,046 tokens, windows of 1,024, BOS)"
+    assert str(measured) == "perplexity 20.09 (2,046 tokens, windows of 1,024, BOS)"
     assert "no BOS" in str(Perplexity(nll=(1.0,), window=2, bos=False))
 
 
