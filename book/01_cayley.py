@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -207,8 +209,8 @@ for scale in (1, 10, 100):
 #
 # Some libraries replace the inverse by a few terms of a Neumann series, $(I + A)^{-1} \approx I - A + A^2 - \dots$; PEFT
 # takes five by default. That is fast on a GPU and excellent for small $K$, but the result is *not orthogonal*, and beyond
-# $\norm{K} = 2$, which trained blocks do reach (chapter 3), the series does not even converge. A quantum computer can only run what is unitary, so `cua` solves the linear system, in double
-# precision, whatever the precision of the model.
+# $\norm{K} = 2$, a turn by a right angle, the series does not even converge. A quantum computer can only run what is
+# unitary, so `cua` solves the linear system, in double precision, whatever the precision of the model.
 
 
 # %%

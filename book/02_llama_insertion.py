@@ -106,7 +106,7 @@ print(cua.attach(llama, config))
 # %%
 model, tokenizer = load_model()  # or "meta-llama/Llama-3.1-8B-Instruct"
 text = load_corpus("wikipedia", "test").text
-ids = windows(tokenizer, text, 256)[::100][:4]  # from four different places
+ids = windows(tokenizer, text, 256)[::60][:4]  # from four different places
 with torch.no_grad():
     base_logits = model(ids).logits
 

@@ -208,7 +208,7 @@ plt.show()
 # %%
 for where in ("layer20", "all"):
     print(f"learning rates, {where}:")
-    for rate in (0.005, 0.01, 0.02, 0.04):
+    for rate in selection["config"]["rates"]:
         if run := runs.get(f"{where}-rate{rate}"):
             print(f"  {rate:<6} {percent_change(run, runs['base']):+.2f} %")
 

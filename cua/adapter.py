@@ -5,8 +5,8 @@
     adapter.merge()          # or adapter.detach()
 
 An adapter puts a block-diagonal orthogonal matrix Q = diag(Q_1, ..., Q_n) on one side of a linear layer W:
-``y = W Q x`` (side "input", where the block count of arXiv:2605.05914
-puts it) or ``y = Q (W x + bias)`` (side "output").
+``y = W Q x`` (side "input", where the block count of arXiv:2605.05914 puts it) or ``y = Q (W x + bias)`` (side
+"output").
 """
 
 from collections.abc import Callable, Iterator

@@ -54,12 +54,12 @@ class SplitModel:
         Raises:
             ValueError: if ``prefix`` was not computed from ``ids`` by this model below this layer.
         """
-        first = self.below(ids[:1]).cpu()
-        if len(prefix) != len(ids) or prefix[:1].shape != first.shape:
-            expected = (len(ids), *first.shape[1:])
+        expected = (*ids.shape, self.head.in_features)
+        if prefix.shape != expected:
             raise ValueError(f"prefix has shape {tuple(prefix.shape)}; these windows need {expected}")
-        given, wanted = prefix[0, -1].float(), first[0, -1].float()  # the first token's few huge entries hide the rest
-        if (given - wanted).norm() > 0.05 * wanted.norm():
+        # At the first token a few huge entries hide the rest, hence the last.
+        given, wanted = prefix[0, -1].float(), self.below(ids[:1])[0, -1].float().cpu()
+        if not (given - wanted).norm() <= 0.05 * wanted.norm():
             raise ValueError("this prefix belongs to another layer, other windows or another model")
 
 
