@@ -4,19 +4,23 @@ Adapters trained without noise, one v_proj, read exactly, are evaluated with the
 **noise penalty** is the change of test perplexity against the same adapter evaluated exactly, window by window.
 """
 
+import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from qiskit_ibm_runtime import fake_provider
+from tqdm.auto import tqdm
 
 import cua
 from cua.experiments.protocol import Bench, mean_interval
 from cua.experiments.record import ADAPTERS, Record
-from cua.hybrid import Execution, run_on_circuits
+from cua.experiments.v_proj import BOUNDED
+from cua.hybrid import MITIGATIONS, Execution, run_on_circuits
 from cua.llm.evaluate import perplexity
 from cua.llm.models import identity
 from cua.llm.prefix import SplitModel
@@ -31,14 +35,21 @@ DEVICES = {
     "fake_marrakesh": "FakeMarrakesh",
     "fake_boston": "FakeBoston",
 }  # Heron r1, r2, r3
-ADAPTER_STUDIES = {
+STUDIES = {
     "2x2": "v_proj_2x2",
-    "4x4": "v_proj_bounded",
+    "4x4": BOUNDED.name,
     "8x8": "v_proj_8x8",
     "16x16": "v_proj_16x16",
     "butterfly": "v_proj_butterfly",
+    "butterfly3": "v_proj_butterfly3",
 }
-QUBITS = {"2x2": 1, "4x4": 2, "8x8": 3, "16x16": 4, "butterfly": 2}
+QUBITS = {"2x2": 1, "4x4": 2, "8x8": 3, "16x16": 4, "butterfly": 2, "butterfly3": 2}
+PIPELINES = [
+    *((size, "textbook", "true-signs") for size in ("2x2", "4x4", "8x8", "16x16")),
+    *((size, "superdense", "true-signs") for size in ("4x4", "butterfly", "butterfly3")),
+    *((size, "superdense", "sign-faithful") for size in ("4x4", "butterfly", "butterfly3")),
+]
+SHOTS, SEEDS = (1024, 8192, 65536, None), (0, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -55,22 +66,27 @@ class Case:
 
     @property
     def key(self) -> str:
-        return "/".join(str(getattr(self, field)) for field in self.__dataclass_fields__)
+        return "/".join(map(str, astuple(self)))
+
+    @property
+    def exact(self) -> str:
+        """Key of the run of the same adapter without circuits."""
+        return f"{self.blocks}/exact/{self.seed}"
+
+    @property
+    def label(self) -> str:
+        """What the runs of all seeds share, as in the headline."""
+        return re.sub(r"\W", "_", "_".join(map(str, astuple(self)[:-1])))
 
 
 def cases() -> Iterator[Case]:
-    """The grid: everything with the first seed, the paper's 8,192 shots with all three."""
-    pipelines = [
-        *((size, "textbook", "true-signs") for size in ("2x2", "4x4", "8x8", "16x16")),
-        ("4x4", "superdense", "true-signs"),
-        ("4x4", "superdense", "sign-faithful"),
-        ("butterfly", "superdense", "sign-faithful"),
-    ]
-    for seed in (0, 1, 2):
-        for blocks, circuit, readout in pipelines:
+    """The grid: everything on Marrakesh with the first seed, the paper's 8,192 shots on all devices with all seeds."""
+    for seed in SEEDS:
+        for blocks, circuit, readout in PIPELINES:
             for device in DEVICES:
-                for shots in (1024, 8192, 65536, None) if seed == 0 else (8192,):
-                    for mitigation in ("none", "readout", "readout+depolarising"):
+                marrakesh = device == "fake_marrakesh"
+                for shots in SHOTS if marrakesh and seed == 0 else (8192,):
+                    for mitigation in MITIGATIONS if marrakesh else ("none", "readout+depolarising"):
                         yield Case(blocks, circuit, readout, device, shots, mitigation, seed)
 
 
@@ -83,49 +99,40 @@ def run() -> dict[str, Any]:
         {
             "name": NAME,
             "question": QUESTION,
-            "config": {"layer": LAYER, "windows": pick.tolist(), "devices": DEVICES, "adapters": ADAPTER_STUDIES},
-            "seeds": [0, 1, 2],
+            "config": {"layer": LAYER, "windows": pick.tolist(), "devices": DEVICES, "adapters": STUDIES},
+            "seeds": SEEDS,
             "model": identity(bench.model),
             "data": {"test": bench.data["test"]},
         }
     )
     split = SplitModel(bench.model, LAYER)
     prefix = split.prefix(ids, progress=True)
-    noises = {name: DeviceNoise(getattr(fake_provider, cls)()) for name, cls in DEVICES.items()}
-    places = {
-        (name, qubits): tuple(disjoint_paths(getattr(fake_provider, cls)(), qubits))
-        for name, cls in DEVICES.items()
-        for qubits in set(QUBITS.values())
-    }
+    backends = {name: getattr(fake_provider, cls)() for name, cls in DEVICES.items()}
+    noises = {name: DeviceNoise(backend) for name, backend in backends.items()}
+    places = {(name, n): tuple(disjoint_paths(backends[name], n)) for name in backends for n in set(QUBITS.values())}
 
-    def measure(key: str, folder: str | None, execution: Execution | None = None) -> None:
-        if record.has(key):
-            return
-        started = time.perf_counter()
-        adapter = cua.load(bench.model, ADAPTERS / folder) if folder else None
-        try:
-            if execution is None:
-                measured = perplexity(bench.model, ids, split=split, prefix=prefix)
-            else:
-                with run_on_circuits(adapter, execution):
-                    measured = perplexity(bench.model, ids, split=split, prefix=prefix, progress=True)
-        finally:
-            if adapter is not None:
-                adapter.detach()
-        run = {"perplexity": measured.value, "tokens": measured.tokens, "nll": [round(n, 4) for n in measured.nll]}
-        record.add(key, run, time.perf_counter() - started)
+    def measure(adapter: str | None, case: Case | None = None) -> dict[str, Any]:
+        with ExitStack() as stack:
+            if adapter:
+                attached = cua.load(bench.model, ADAPTERS / adapter)
+                stack.callback(attached.detach)
+            if case:
+                place = places[case.device, QUBITS[case.blocks]]
+                noise, mitigation = noises[case.device], case.mitigation
+                execution = Execution(case.circuit, case.readout, case.shots, noise, place, mitigation, case.seed)
+                stack.enter_context(run_on_circuits(attached, execution))
+            measured = perplexity(bench.model, ids, split=split, prefix=prefix)
+        return {"perplexity": measured.value, "tokens": measured.tokens, "nll": [round(n, 4) for n in measured.nll]}
 
-    measure("base", None)
+    work: dict[str, tuple[str | None, Case | None]] = {"base": (None, None)}
     for case in cases():
-        folder = f"{ADAPTER_STUDIES[case.blocks]}/exact-seed{case.seed}"
-        exact = f"{case.blocks}/exact/{case.seed}"
-        measure(exact, folder)
-        place = places[case.device, QUBITS[case.blocks]]
-        execution = Execution(
-            case.circuit, case.readout, case.shots, noises[case.device], place, case.mitigation, case.seed
-        )
-        measure(case.key, folder, execution)
-        print(case.key, f"{change(record.result['runs'], [(case.key, exact)])['value']:+.3f} %", flush=True)
+        folder = f"{STUDIES[case.blocks]}/exact-seed{case.seed}"
+        work |= {case.exact: (folder, None), case.key: (folder, case)}
+    for key in record.missing(tqdm(work, desc=NAME, unit="run")):
+        started = time.perf_counter()
+        record.add(key, measure(*work[key]), time.perf_counter() - started)
+    if not record.has(*work):
+        return record.result
     return record.finish(headline(record.result["runs"]))
 
 
@@ -138,14 +145,10 @@ def change(runs: dict[str, Any], pairs: list[tuple[str, str]]) -> dict[str, Any]
 
 
 def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Noise penalty at 8,192 shots, all seeds, and what is left of the gain over the base model."""
-    numbers = {}
+    """Noise penalty of every case, averaged over the seeds it was run with, and what is left of the gain."""
+    alike: dict[str, list[Case]] = {}
     for case in cases():
-        if case.seed == 0 and case.shots == 8192:
-            same = [replace(case, seed=seed) for seed in (0, 1, 2)]
-            label = f"{case.blocks}_{case.circuit}_{case.readout}_{case.device}_{case.mitigation}"
-            label = label.replace("-", "_").replace("+", "_")
-            exact = [f"{case.blocks}/exact/{c.seed}" for c in same]
-            numbers[f"penalty_{label}"] = change(runs, [(c.key, e) for c, e in zip(same, exact, strict=True)])
-            numbers[f"gain_{label}"] = change(runs, [(c.key, "base") for c in same])
-    return numbers
+        alike.setdefault(case.label, []).append(case)
+    penalties = {f"penalty_{label}": change(runs, [(c.key, c.exact) for c in same]) for label, same in alike.items()}
+    gains = {f"gain_{label}": change(runs, [(c.key, "base") for c in same]) for label, same in alike.items()}
+    return penalties | gains

@@ -5,7 +5,7 @@ had (the local copy has none), the first 85 % of the validation articles train a
 """
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -136,8 +136,8 @@ class WikitextStudy:
     readouts: tuple[str, ...] = ("exact", "sign-constrained")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
-    def run(self, seeds: tuple[int, ...] | None = None) -> dict[str, Any]:
-        """Record every run of ``seeds`` (default: all) that is not recorded yet, and the headline once all are."""
+    def run(self) -> dict[str, Any]:
+        """Record every run that is not recorded yet, and the headline once all are."""
         bench = Bench.prepare(test=True)
         record = Record(
             {
@@ -154,22 +154,18 @@ class WikitextStudy:
             }
         )
         layer = min(self.adapter.layers or (0,))
-        if not record.has("base"):
+        trained = {f"{readout}-seed{seed}": (readout, seed) for seed in self.seeds for readout in self.readouts}
+        for key in record.missing(["base", *trained]):
             started = time.perf_counter()
-            record.add("base", bench.measure("test", layer), time.perf_counter() - started)
-        for seed in seeds or self.seeds:
-            for readout in self.readouts:
-                key = f"{readout}-seed{seed}"
-                if record.has(key):
-                    continue
-                config = CUAConfig(**asdict(self.adapter) | {"readout": readout})
-                training = TrainConfig(**asdict(self.training) | {"seed": seed})
-                started = time.perf_counter()
+            if key == "base":
+                run = bench.measure("test", layer)
+            else:
+                readout, seed = trained[key]
+                config, training = replace(self.adapter, readout=readout), replace(self.training, seed=seed)
                 run = bench.fit(config, training, ADAPTERS / self.name / key, "test")
-                record.add(key, run, time.perf_counter() - started)
-                print(f"{key}: {percent_change(run, record.result['runs']['base']):+.2f} %", flush=True)
-        keys = [f"{readout}-seed{seed}" for readout in self.readouts for seed in self.seeds]
-        if not all(record.has(key) for key in keys):
+            record.add(key, run, time.perf_counter() - started)
+            print(f"{self.name}, {key}: perplexity {run['perplexity']:.3f}", flush=True)
+        if not record.has("base", *trained):
             return record.result
         return record.finish(self.headline(record.result["runs"]))
 

@@ -10,12 +10,13 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "book" / "results"
@@ -109,7 +110,9 @@ def quote(number: dict[str, Any], digits: int = 2) -> str:
 
 
 class Record:
-    """An experiment in the making; every :meth:`add` leaves a valid file behind, also with several processes at work.
+    """An experiment in the making; every :meth:`add` leaves a valid file behind.
+
+    Several processes may record one experiment: :meth:`missing` deals the runs out among them.
 
     Args:
         description: name, question, config, seeds, model and data.
@@ -137,9 +140,22 @@ class Record:
             if self.result[key] != fresh[key]:
                 raise ValueError(f"{self.path} was recorded with another {key}; move it away to record anew")
 
-    def has(self, key: str) -> bool:
+    def has(self, *keys: str) -> bool:
+        """Whether all of ``keys`` are recorded, by whichever process."""
         self._read()
-        return key in self.result["runs"]
+        return self.result["runs"].keys() >= set(keys)
+
+    def missing(self, keys: Iterable[str]) -> Iterator[str]:
+        """Those of ``keys`` that are this process's to run: not recorded, and not in the making in another process."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        for key in keys:
+            claim = FileLock(self.path.with_suffix(f".{key.replace('/', '-')}.lock"), timeout=0)
+            try:
+                with claim:
+                    if not self.has(key):
+                        yield key
+            except Timeout:
+                continue
 
     def add(self, key: str, run: dict[str, Any], wall_s: float) -> None:
         """Add one run and write the file; a run made under another commit, device or versions says so itself."""

@@ -29,10 +29,12 @@ BLOCK_SIZES = [
         seeds=(0, 1, 2),
     )
     for label, what, b, depth, rate in [
-        ("2x2", "2x2 blocks", 2, 1, 0.04),
         ("bounded", "4x4 blocks that never turn by a right angle", 4, 1, 0.04),
+        ("2x2", "2x2 blocks", 2, 1, 0.04),
         ("8x8", "8x8 blocks", 8, 1, 0.04),
         ("16x16", "16x16 blocks", 16, 1, 0.04),
         ("butterfly", "two butterfly layers of 4x4 blocks", 4, 2, 0.04),
+        ("butterfly3", "three butterfly layers of 4x4 blocks", 4, 3, 0.04),
     ]
 ]
+BOUNDED = BLOCK_SIZES[0]

@@ -25,7 +25,11 @@ def test_an_unknown_name_lists_the_known_ones(monkeypatch, capsys):
     assert "v_proj_one" in capsys.readouterr().err
 
 
-def test_seeds_are_refused_where_there_is_one(monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run(monkeypatch, "adapter_speed", "--seeds", "1")
-    assert "leave --seeds out" in capsys.readouterr().err
+def test_experiments_run_in_the_order_of_their_names(monkeypatch, capsys):
+    order = []
+    for name in ("v_proj_one", "adapter_speed"):
+        toy = {"headline": {name: 1}}
+        monkeypatch.setitem(EXPERIMENTS, name, ("?", lambda name=name, toy=toy: order.append(name) or toy))
+    run(monkeypatch, "v_proj_one", "adapter_speed")
+    assert order == ["v_proj_one", "adapter_speed"]
+    assert capsys.readouterr().out.split() == ["{", '"v_proj_one":', "1", "}", "{", '"adapter_speed":', "1", "}"]

@@ -119,6 +119,32 @@ def test_an_interrupted_experiment_resumes(tmp_path):
     assert load_result("toy_study", tmp_path)["wall_time_s"] == pytest.approx(3.0)
 
 
+def test_processes_share_the_runs(tmp_path):
+    """Two records of one file, as two processes hold: each run is made once, the one in the making is left alone."""
+    ours, theirs = Record(DESCRIPTION, tmp_path), Record(DESCRIPTION, tmp_path)
+    ours.add("base", {"perplexity": 2.0}, 1.0)
+    keys = ["base", "seed0", "exact/seed1", "seed2"]
+    mine = ours.missing(keys)
+    assert next(mine) == "seed0"
+    for key in theirs.missing(keys):
+        theirs.add(key, {"perplexity": 3.0}, 1.0)
+        assert not ours.has(*keys)
+    assert list(load_result("toy_study", tmp_path)["runs"]) == ["base", "exact/seed1", "seed2"]
+    ours.add("seed0", {"perplexity": 4.0}, 1.0)
+    assert list(mine) == []
+    assert ours.has(*keys)
+    assert theirs.has(*keys)
+
+
+def test_a_run_that_failed_is_free_again(tmp_path):
+    ours = Record(DESCRIPTION, tmp_path)
+    made = ours.missing(["seed0"])
+    assert next(made) == "seed0"
+    assert list(Record(DESCRIPTION, tmp_path).missing(["seed0"])) == []
+    made.close()  # as Python does when the loop that asked for it fails
+    assert list(Record(DESCRIPTION, tmp_path).missing(["seed0"])) == ["seed0"]
+
+
 @pytest.mark.parametrize(
     "change",
     [{"config": {"steps": 4}}, {"seeds": (0, 2)}, {"model": {"name": "other"}}, {"data": {}}],

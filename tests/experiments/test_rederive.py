@@ -1,24 +1,31 @@
 """Recorded results against what the committed adapters and the data give today: a slice of each, recomputed."""
 
 import json
+import math
 import os
 
 import pytest
 import torch
+from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
 from torch import nn
 
 import cua
 from cua import CUAConfig
+from cua.experiments import block_size_selection, noise_frontier
+from cua.experiments.noise_frontier import Case
 from cua.experiments.protocol import TEST_WINDOW, WikitextStudy, percent_change, wikitext_splits
 from cua.experiments.record import ADAPTERS, RESULTS
-from cua.experiments.v_proj import ALL_LAYERS, ONE_LAYER
+from cua.experiments.v_proj import ALL_LAYERS, BLOCK_SIZES, BOUNDED, ONE_LAYER
+from cua.hybrid import Execution, run_on_circuits
 from cua.llm.data import load_corpus, windows
 from cua.llm.evaluate import perplexity
 from cua.llm.models import identity
+from cua.quantum.layout import disjoint_paths
+from cua.quantum.noise import DeviceNoise
 
 # A window's summed loss (about 3,500 nats) is stored to 1e-4; other CPUs and thread counts round differently.
 NATS = 0.05
-STUDIES = [study for study in (ONE_LAYER, ALL_LAYERS) if (RESULTS / f"{study.name}.json").exists()]
+STUDIES = [study for study in (ONE_LAYER, ALL_LAYERS, *BLOCK_SIZES) if (RESULTS / f"{study.name}.json").exists()]
 
 needs_copy = pytest.mark.skipif(
     not os.environ.get("CUA_HUB_COPY"), reason="WikiText-2 is not at hand; name a hub copy in CUA_HUB_COPY"
@@ -78,9 +85,10 @@ def test_the_headline_follows_from_the_runs(study: WikitextStudy):
 
 
 @needs_copy
-def test_selection_looked_at_validation_only_and_its_base_loss_holds(embedded):
+@pytest.mark.parametrize("name", ["v_proj_selection", "block_size_selection"])
+def test_selection_looked_at_validation_only_and_its_base_loss_holds(name, embedded):
     model, tokenizer = embedded
-    result = recorded("v_proj_selection")
+    result = recorded(name)
     assert "test" not in result["data"]
     selection = wikitext_splits()["selection"]
     assert result["data"]["selection"]["sha256"] == selection.provenance()["sha256"]
@@ -95,6 +103,59 @@ def test_the_study_uses_what_the_selection_chose():
     assert ONE_LAYER.adapter.layers == (chosen["layer"]["value"],)
     assert ONE_LAYER.training.learning_rate == chosen["learning_rate"]["value"]
     assert ALL_LAYERS.training.learning_rate == chosen["learning_rate_all"]["value"]
+
+
+def test_the_studies_of_other_blocks_use_the_rates_that_were_chosen():
+    chosen = recorded("block_size_selection")["headline"]
+    if not chosen:
+        pytest.skip("the selection is not complete")
+    for study in block_size_selection.STUDIES:
+        assert study.training.learning_rate == chosen[f"{study.name}_rate"]["value"], study.name
+    assert BOUNDED.training.learning_rate == ONE_LAYER.training.learning_rate
+
+
+@pytest.mark.parametrize("study", [study for study in STUDIES if study.training.max_k_norm], ids=lambda s: s.name)
+def test_bounded_blocks_kept_the_bound(study):
+    runs = recorded(study.name)["runs"]
+    norms = [run["largest_k_norm"] for key, run in runs.items() if key != "base"]
+    assert norms
+    assert all(0 < norm <= study.training.max_k_norm + 1e-4 for norm in norms)
+
+
+@needs_copy
+def test_a_noisy_window_of_the_frontier_gives_the_recorded_loss(embedded, test_windows):
+    """The case without shot noise: which shots are drawn depends on all windows before."""
+    result, (model, _) = recorded("noise_frontier"), embedded
+    case = Case("4x4", "superdense", "true-signs", "fake_marrakesh", None, "none", seed=0)
+    backend = FakeMarrakesh()
+    execution = Execution(
+        case.circuit, case.readout, case.shots, DeviceNoise(backend), tuple(disjoint_paths(backend, 2))
+    )
+    ids = test_windows[1][result["config"]["windows"][1]][None]
+    adapter = cua.load(model, ADAPTERS / result["config"]["adapters"][case.blocks] / "exact-seed0")
+    with run_on_circuits(adapter, execution):
+        noisy = perplexity(model, ids).nll[0]
+    adapter.detach()
+    assert noisy == pytest.approx(result["runs"][case.key]["nll"][1], abs=NATS)
+
+
+def test_the_headline_of_the_frontier_follows_from_its_runs():
+    result = recorded("noise_frontier")
+    if result["status"] == "complete":
+        assert result["headline"] == noise_frontier.headline(result["runs"])
+
+
+def test_a_noise_penalty_by_hand():
+    """Two seeds, two windows of 10 predictions."""
+    runs = {
+        "exact0": {"tokens": 20, "nll": [30.0, 40.0]},
+        "exact1": {"tokens": 20, "nll": [29.0, 41.0]},
+        "noisy0": {"tokens": 20, "nll": [30.2, 40.4]},
+        "noisy1": {"tokens": 20, "nll": [29.4, 41.2]},
+    }
+    penalty = noise_frontier.change(runs, [("noisy0", "exact0"), ("noisy1", "exact1")])
+    assert penalty["value"] == pytest.approx(100 * (math.exp(0.3 / 10) - 1))
+    assert penalty["low"] == pytest.approx(penalty["high"]) == pytest.approx(penalty["value"])
 
 
 def test_prefix_speed_timed_the_loss_that_the_model_has(embedded):
