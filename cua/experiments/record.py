@@ -22,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "book" / "results"
 ADAPTERS = REPOSITORY / "book" / "adapters"
 _PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy", "gensim")
+_QUANTUM_PACKAGES = ("qiskit", "qiskit-aer", "qiskit-ibm-runtime")  # not in the first results
 
 _NUMBER = {"type": ["number", "null"]}
 SCHEMA = {
@@ -194,7 +195,9 @@ def _device() -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in _PACKAGES}
+    return {"python": platform.python_version()} | {
+        p: importlib.metadata.version(p) for p in _PACKAGES + _QUANTUM_PACKAGES
+    }
 
 
 def _git_commit() -> str:

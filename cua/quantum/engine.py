@@ -17,7 +17,11 @@ from torch import Tensor
 
 from cua.quantum.noise import DeviceNoise, ideal_transfer_matrix
 
-CHUNK_NUMBERS = 1 << 19  # Pauli components worked on at a time (4 MB in float64), whatever the number of circuits
+Step = tuple[
+    tuple[int, ...], int | Tensor
+]  # qubits, and: number of the free RZ, or transfer matrices (n_places, 4^k, 4^k)
+
+CHUNK_NUMBERS = 1 << 17  # Pauli components worked on at a time (1 MB in float64: they stay in a core's cache)
 
 
 class NoisyCircuit:
@@ -60,7 +64,7 @@ class NoisyCircuit:
         self._start = self._ground_state()
         for qubits, matrix in steps[:first]:
             self._start = _apply(self._start, matrix, qubits, self.n_qubits)
-        self._steps_between = steps[first:last]
+        self._steps_between = _fuse(steps[first:last])
         self._effects = self._measurement(circuit, noise)
         for qubits, matrix in reversed(steps[last:]):
             # E <- E G, as G^T on the Pauli index of E, its rows being the batch.
@@ -97,20 +101,20 @@ class NoisyCircuit:
         steps = [(q, a if isinstance(a, int) else a.to(dtype)) for q, a in self._steps_between]
         for begin in range(0, batch, chunk):
             part = angles[:, begin : begin + chunk].to(dtype)
-            turns = torch.einsum("rp,sbp->rsb", coefficients, part) + offsets  # (n_free_rz, places, chunk)
+            turns = (coefficients @ part.mT).movedim(1, 0).add_(offsets)  # (n_free_rz, places, chunk)
             cos, sin = turns.cos(), turns.sin()
-            state = start
+            state = start.repeat(1, 1, part.shape[1])
             for qubits, action in steps:
                 if isinstance(action, int):
-                    state = _rotate_z(state, cos[action], sin[action], qubits[0], self.n_qubits)
+                    _rotate_z(state, cos[action], sin[action], qubits[0], self.n_qubits)
                 else:
                     state = _apply(state, action, qubits, self.n_qubits)
             out[:, begin : begin + chunk] = (effects @ state).mT
         return out
 
-    def _steps(self, circuit: QuantumCircuit, noise: DeviceNoise | None) -> list[tuple[tuple[int, ...], int | Tensor]]:
-        """Gates as (qubits, number of the free RZ) or (qubits, transfer matrices ``(n_places, 4^k, 4^k)``)."""
-        steps: list[tuple[tuple[int, ...], int | Tensor]] = []
+    def _steps(self, circuit: QuantumCircuit, noise: DeviceNoise | None) -> list[Step]:
+        """The gates in order; fills in the free RZ's coefficients and offsets, and the bits."""
+        steps: list[Step] = []
         measured: set[int] = set()
         self.bits: list[int | None] = [None] * self.n_qubits  # classical bit of each qubit
         for instruction in circuit.data:
@@ -194,14 +198,37 @@ def _apply(state: Tensor, matrix: Tensor, qubits: tuple[int, ...], n_qubits: int
     return product.reshape(moved.shape).movedim(front, axes).reshape(places, -1, batch)
 
 
-def _rotate_z(state: Tensor, cos: Tensor, sin: Tensor, qubit: int, n_qubits: int) -> Tensor:
-    """RZ on one qubit, an own angle for each circuit; ``cos`` and ``sin`` are ``(places, batch)``."""
+def _rotate_z(state: Tensor, cos: Tensor, sin: Tensor, qubit: int, n_qubits: int) -> None:
+    """RZ on one qubit in place, an own angle for each circuit; ``cos`` and ``sin`` are ``(places, batch)``."""
     places, _, batch = state.shape
-    left, right = 4 ** (n_qubits - 1 - qubit), 4**qubit
-    old = state.view(places, left, 4, right, batch)
-    new = old.new_empty(places, left, 4, right, cos.shape[-1])
-    c, s = cos[:, None, None], sin[:, None, None]
-    new[:, :, 0], new[:, :, 3] = old[:, :, 0], old[:, :, 3]
-    torch.mul(old[:, :, 1], c, out=new[:, :, 1]).addcmul_(old[:, :, 2], s, value=-1)
-    torch.mul(old[:, :, 1], s, out=new[:, :, 2]).addcmul_(old[:, :, 2], c)
-    return new.view(places, -1, cos.shape[-1])
+    paulis = state.view(places, 4 ** (n_qubits - 1 - qubit), 4, 4**qubit, batch)
+    x, y, c, s = paulis[:, :, 1], paulis[:, :, 2], cos[:, None, None], sin[:, None, None]
+    part = x * s
+    x.mul_(c).addcmul_(y, s, value=-1)
+    y.mul_(c).add_(part)
+
+
+def _fuse(steps: list[Step]) -> list[Step]:
+    """The same steps in fewer: each moves to the front past steps on other qubits, matrices there join, two qubits at
+    most."""
+    fused: list[Step] = []
+    for qubits, action in steps:
+        earliest = next((i for i in range(len(fused), 0, -1) if set(fused[i - 1][0]) & set(qubits)), 0)
+        if isinstance(action, int):
+            fused.insert(earliest, (qubits, action))
+            continue
+        for i in range(max(earliest - 1, 0), len(fused)):
+            other, matrix = fused[i]
+            both = tuple(sorted({*other, *qubits}))
+            if not isinstance(matrix, int) and len(both) <= 2:
+                fused[i] = both, _widen(action, qubits, both) @ _widen(matrix, other, both)
+                break
+        else:
+            fused.insert(earliest, (qubits, action))
+    return fused
+
+
+def _widen(matrix: Tensor, qubits: tuple[int, ...], both: tuple[int, ...]) -> Tensor:
+    """A transfer matrix on ``qubits`` as one on the (one or two, sorted) qubits ``both``."""
+    identity = torch.eye(4 ** len(both), dtype=matrix.dtype).expand(len(matrix), -1, -1)
+    return _apply(identity, matrix, tuple(both.index(q) for q in qubits), len(both))
