@@ -75,8 +75,8 @@ print("textbook outcomes are (Qx)_k^2:", np.allclose(probabilities, (q @ x) ** 2
 # %% [markdown]
 # A Heron processor of IBM's knows three gates that matter here: $\mathrm{RZ}(\varphi)$, a change of phase that costs nothing
 # because it is done in software; $\sqrt{X}$, a quarter turn about another axis; and CZ, which couples two qubits and is by
-# far the least reliable. Qiskit {cite}`javadiabhari2024qiskit` turns the textbook circuit into some thirty of them, three CZ among them.
-# But it treats $Q$ as *any* gate on two qubits. It is not; it is real.
+# far the least reliable. Qiskit {cite}`javadiabhari2024qiskit` turns the textbook circuit into some thirty of them, three
+# CZ among them. But it treats $Q$ as *any* gate on two qubits. It is not; it is real.
 #
 # ## Rotations of four dimensions are pairs of quaternions
 #
@@ -84,9 +84,9 @@ print("textbook outcomes are (Qx)_k^2:", np.allclose(probabilities, (q @ x) ** 2
 #
 # $$U_x = x_0 I + i\,(x_1 Z + x_2 X + x_3 Y).$$
 #
-# If $\lVert x\rVert = 1$, then $U_x$ is unitary with determinant one: a gate on *one* qubit. Multiplying quaternions keeps lengths, so
-# $x \mapsto a\,x\,b$ with two fixed unit quaternions is a rotation of four dimensions; and every rotation is of this
-# form. Counting agrees: three parameters each, six together. Given $Q$, the pair is found by projecting it onto the 16
+# If $\lVert x\rVert = 1$, then $U_x$ is unitary with determinant one: a gate on *one* qubit. Multiplying quaternions keeps
+# lengths, so $x \mapsto a\,x\,b$ with two fixed unit quaternions is a rotation of four dimensions; and every rotation is
+# of this form. Counting agrees: three parameters each, six together. Given $Q$, the pair is found by projecting it onto the 16
 # matrices "multiply by $e_m$ from the left and by $e_n$ from the right", which are orthogonal to each other; for a
 # rotation the 16 coefficients are $a_m b_n$.
 
@@ -100,9 +100,9 @@ print("Q x = a x b:", np.allclose(product, q @ x))
 #
 # Now take a pair of qubits in the Bell state $(\lvert00\rangle + \lvert11\rangle)/\sqrt2$. Applied to the first of them, the four
 # matrices $I, iZ, iX, iY$ give four *orthogonal* states; this is how superdense coding {cite}`bennett1992superdense` sends one of
-# four messages with one qubit. $U_x$ sends them all at once, with amplitudes $x_0, \dots, x_3$. Apply the gate of $a$ after $U_x$ on the first qubit, and the
-# gate of $b$ (transposed) on the second, and the amplitudes become those of $a\,x\,b = Qx$. Measure in the Bell basis, and
-# outcome $k$ comes up with probability $(Qx)_k^2$.
+# four messages with one qubit. $U_x$ sends them all at once, with amplitudes $x_0, \dots, x_3$. Apply the gate of $a$ after
+# $U_x$ on the first qubit, and the gate of $b$ (transposed) on the second, and the amplitudes become those of
+# $a\,x\,b = Qx$. Measure in the Bell basis, and outcome $k$ comes up with probability $(Qx)_k^2$.
 #
 # One CZ makes the Bell pair, one measures it, and everything between acts on single qubits: **no block needs a coupling of
 # its own**. On Heron's gates, RZs commute through CZ, do nothing to $\lvert0\rangle$ and are invisible before a measurement.
@@ -116,8 +116,8 @@ plt.show()
 
 # %% [markdown]
 # Does it work for any block and any slice? Ask Qiskit, by an independent route: bind the angles, compute the state
-# vector, compare. Among the cases are axes, the identity, slices of length $10^{-200}$ and $10^{100}$, and a block that turns by nearly
-# half a turn.
+# vector, compare. Among the cases are axes, the identity, slices of length $10^{-200}$ and $10^{100}$, and a block that
+# turns by nearly half a turn.
 
 # %%
 hard = [[1, 0, 0, 0], [0, 0, -1, 0], [1e-200, -3e-200, 0, 0], [1e100, 1e100, -1e100, 0]]
@@ -176,9 +176,9 @@ print("preparing one token of Llama 3.1 8B:", quote(speed["headline"]["preparati
 #
 # $$H = \frac12\begin{pmatrix} 1&1&1&1\\ 1&-1&1&-1\\ 1&1&-1&-1\\ 1&-1&-1&1 \end{pmatrix}.$$
 #
-# Its outcomes depend on whether components have *equal or opposite* signs. And $H$ is itself a rotation ($\det H = 1$), so $HQ$ is
-# a rotation, and the very same circuit measures it, with six other angles. Eight sign patterns are possible up to
-# a common sign; the **sign-faithful** readout takes the one under which both sets of counts are most likely. The common
+# Its outcomes depend on whether components have *equal or opposite* signs. And $H$ is itself a rotation ($\det H = 1$),
+# so $HQ$ is a rotation, and the very same circuit measures it, with six other angles. Eight sign patterns are possible up
+# to a common sign; the **sign-faithful** readout takes the one under which both sets of counts are most likely. The common
 # sign is free of charge: if $\lVert K\rVert_2 < 2$, no plane of the block turns by a right angle, so
 # $\langle x, Qx\rangle > 0$.
 
@@ -196,7 +196,18 @@ axes.legend(loc="upper left")
 plt.show()
 
 # %% [markdown]
-# How good can it be? The square root of a frequency is not quite unbiased: to first order it is low by
+# Training can keep $\lVert K\rVert_2$ there: after each step, a $K$ that has grown past 1.9 is scaled back to it
+# (`TrainConfig(max_k_norm=1.9)`). What that costs, on the whole WikiText-2 test split, **recorded**
+# ({download}`v_proj_bounded.json <results/v_proj_bounded.json>`):
+
+# %%
+for name, label in (("v_proj_one", "free"), ("v_proj_bounded", "bounded")):
+    study = load_result(name)
+    largest = max(run["largest_k_norm"] for key, run in study["runs"].items() if key.startswith("exact"))
+    print(f"{label:8} largest norm {largest:.2f}, change of perplexity {quote(study['headline']['exact_change'])}")
+
+# %% [markdown]
+# How good can the readout be? The square root of a frequency is not quite unbiased: to first order it is low by
 # $(1-p)/8n\sqrt{p}$ after $n$ shots, and it spreads by $\sqrt{(1-p)/4n}$, the same for large and small magnitudes. Bias is the
 # smaller of the two by a factor of $\sqrt{n p}$ or so, and only for $p \lesssim 1/n$ do both formulas fail.
 
