@@ -4,7 +4,7 @@ with run_on_circuits(adapter, Execution(noise=DeviceNoise(backend), places=disjo
     perplexity(model, windows)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -24,7 +24,7 @@ from cua.quantum.circuits import (
     textbook_template,
 )
 from cua.quantum.engine import NoisyCircuit
-from cua.quantum.estimate import HADAMARD, sample, sign_constrained, sign_faithful
+from cua.quantum.estimate import QUARTER_TURN, sample, sign_constrained, sign_faithful
 from cua.quantum.mitigation import depolarising_response, depolarising_strength, mitigate, readout_response
 from cua.quantum.noise import DeviceNoise
 
@@ -41,21 +41,22 @@ class Execution:
         circuit: "superdense" (4x4 blocks only) or "textbook".
         readout: "sign-faithful" (4x4 only; two settings), "sign-constrained" (the paper's), or "true-signs": magnitudes
             from the circuit, signs from the exact product, to separate noise from the question of signs.
-        shots: of one block and slice, both settings together; ``None`` for infinitely many.
-        noise: of the device, or ``None``.
-        places: sets of physical qubits; block i runs on set i modulo their number.
+        shots: of one block and slice, divided evenly between the settings; ``None`` for infinitely many.
+        noise: of the device, or ``None`` for perfect gates and measurements.
+        places: chains of coupled physical qubits, in the order of the circuit's; block i runs on chain i modulo their
+            number.
         mitigation: "none", "readout" or "readout+depolarising".
         seed: of the shots.
 
     Raises:
-        ValueError: for an unknown name, shots below two, or noise without places.
+        ValueError: for an unknown name, shots below two, noise without places, or mitigation without noise.
     """
 
     circuit: str = "superdense"
     readout: str = "sign-faithful"
     shots: int | None = 8192
     noise: DeviceNoise | None = None
-    places: tuple[tuple[int, ...], ...] = ()
+    places: Sequence[tuple[int, ...]] = ()
     mitigation: str = "none"
     seed: int = 0
 
@@ -80,8 +81,8 @@ class BlockRunner:
         stream: number of this layer and factor, so that each draws shots of its own.
 
     Raises:
-        ValueError: if the superdense circuit or the sign-faithful readout is asked for blocks other than 4x4, or one
-            turns so far that its global sign cannot be known (|K|_2 >= 2).
+        ValueError: if the superdense circuit or the sign-faithful readout is asked for blocks other than 4x4, one turns
+            so far that its global sign cannot be known (|K|_2 >= 2), or a place does not fit the circuit or the device.
     """
 
     def __init__(self, q: NDArray[np.float64], execution: Execution, stream: int = 0) -> None:
@@ -98,7 +99,7 @@ class BlockRunner:
                     "<x, Qx> > 0 does not hold and the global sign is unknown; train with max_k_norm below 2"
                 )
         self.rng = np.random.default_rng((execution.seed, stream))
-        self.settings = [self.q] if execution.readout != "sign-faithful" else [self.q, HADAMARD @ self.q]
+        self.settings = [self.q] if execution.readout != "sign-faithful" else [self.q, QUARTER_TURN @ self.q]
         places = execution.places or (tuple(range(b.bit_length() - 1)),)
         self.places = [places[i % len(places)] for i in range(n_blocks)]
         if execution.circuit == "superdense":
@@ -167,7 +168,11 @@ class BlockRunner:
 def run_on_circuits(adapter: Adapter, execution: Execution) -> Iterator[None]:
     """Inside this context every block of the adapter is evaluated by ``execution`` instead of a matrix product.
 
-    No gradients.  Outputs come back in the dtype and on the device of the activations.
+    The adapter's own ``readout`` is not used, and no gradients are kept.  The blocks are those of the moment of entry:
+    parameters changed inside have no effect.  Outputs come in the dtype and on the device of the activations.
+
+    Raises:
+        ValueError: on entry, see :class:`BlockRunner`.
     """
 
     streams = count()

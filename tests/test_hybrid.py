@@ -4,7 +4,7 @@ import torch
 
 from cua import CUAConfig, attach
 from cua.hybrid import MITIGATIONS, BlockRunner, Execution, run_on_circuits
-from cua.quantum.circuits import SUPERDENSE_OUTCOMES, superdense_angles, superdense_template
+from cua.quantum.circuits import SUPERDENSE_OUTCOMES, quaternion_product, superdense_angles, superdense_template
 from cua.quantum.engine import NoisyCircuit
 
 PLACES = {2: ((0,), (2,)), 4: ((0, 1), (3, 2), (2, 1)), 8: ((0, 1, 2), (3, 2, 1)), 16: ((0, 1, 2, 3), (3, 2, 1, 0))}
@@ -86,13 +86,13 @@ def test_blocks_take_their_places_in_turn(rotations, line_noise, circuit):
 
 
 @pytest.mark.parametrize("circuit", ["superdense", "textbook"])
-def test_the_second_setting_is_the_hadamard_one(rotations, circuit):
+def test_the_second_setting_is_a_quarter_turn(rotations, circuit):
     x, q, y = problem(rotations, 4)
     runner = BlockRunner(q, Execution(circuit, shots=None))
-    h = np.kron([[1, 1], [1, -1]], [[1, 1], [1, -1]]) / 2
+    turned = quaternion_product([1 / np.sqrt(2), *[1 / np.sqrt(6)] * 3], y)
     square = (x**2).sum(-1, keepdims=True)
     np.testing.assert_allclose(runner.probabilities(x), y**2 / square, atol=1e-12)
-    np.testing.assert_allclose(runner.probabilities(x, 1), (y @ h) ** 2 / square, atol=1e-12)
+    np.testing.assert_allclose(runner.probabilities(x, 1), turned**2 / square, atol=1e-12)
 
 
 @pytest.mark.parametrize(("circuit", "readout"), [names for names in FOUR_BY_FOUR if names[1] != "sign-faithful"])

@@ -32,9 +32,14 @@ class NoisyCircuit:
         noise: calibration of the device; ``None`` for perfect gates and measurements.
         places: ``(n_places, n)`` physical qubits for the circuit's qubits 0, 1, ...; not used without noise.
 
+    Attributes:
+        parameters: of the circuit, in the order of the angles.
+        bits: classical bit of each qubit.
+        places: as given; without noise one, of the circuit's own qubits.
+
     Raises:
         ValueError: for a gate outside that set, an angle that is no such sum, a measurement before a gate, qubits that
-            are not each measured into a bit 0..n-1 of their own, or qubits that the device does not have.
+            are not each measured into a bit 0..n-1 of their own, or qubits or couplings that the device does not have.
     """
 
     def __init__(

@@ -4,14 +4,22 @@ A slice x of length |x| goes in, a circuit with y = Q x runs, component k is cou
 take counts in the order of *components* (see :mod:`cua.quantum.circuits`), ``(..., b)``, of any number of blocks.
 
 ``sign-constrained``  magnitudes from the counts, signs from the input (arXiv:2605.05914).
-``sign-faithful``     magnitudes and signs from counts in two settings, Q x and (H (x) H) Q x.
+``sign-faithful``     magnitudes and signs from counts in two settings, Q x and T Q x.
+
+**The second setting.**  T multiplies by the quaternion r = cos 45° + sin 45° (1, 1, 1)/sqrt(3) from the left: on the
+superdense circuit a quarter turn of qubit 0, and T Q is again one block.  Why not Hadamard gates?  Write y = u + v, and
+y' = u - v for the same vector with the signs of some components turned over.  A second setting T confuses the two if
+|T u + T v| = |T u - T v| component by component, that is if in every component T u or T v vanishes.  With H (x) H such
+pairs exist, (a, -a, b, b) and (-a, a, b, b) among them, and slices near them get rare only like 1/shots, so that wrong
+signs cost a constant factor (we measured 4 to 8) at any number of shots.  With r no pair exists but u = 0 or v = 0.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-HADAMARD = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
-"""H (x) H: the second setting measures (H (x) H) Q x.  A rotation (determinant 1), so again one superdense circuit."""
+_C, _S = np.sqrt(1 / 2), np.sqrt(1 / 6)  # cos 45°, sin 45°/sqrt(3)
+QUARTER_TURN = np.array([[_C, -_S, -_S, -_S], [_S, _C, _S, -_S], [_S, -_S, _C, _S], [_S, _S, -_S, _C]])
+"""T, ``(4, 4)`` in SO(4): the second setting measures T Q x."""
 
 _SIGNS = np.array([[1, a, b, c] for a in (1, -1) for b in (1, -1) for c in (1, -1)], dtype=float)
 
@@ -41,40 +49,41 @@ def sign_constrained(x: NDArray[np.float64], counts: NDArray[np.float64]) -> NDA
 def sign_faithful(
     x: NDArray[np.float64],
     counts: NDArray[np.float64],
-    counts_h: NDArray[np.float64],
+    counts_turned: NDArray[np.float64],
     mean_overlap: float | NDArray[np.float64] = 0.5,
 ) -> NDArray[np.float64]:
     """Estimate y = Q x, signs and all, from two settings.
 
     For each of the 8 sign patterns s, the first setting gives the vector s sqrt(f) with f its frequencies, the second
-    H s' sqrt(f_h) with H = H (x) H and the signs s' that the first vector predicts; their mean, weighted by shots, is
-    the candidate.  The candidate under which both sets of counts are most likely is taken; of two almost equally likely
-    ones it is the one closer to x, by a von Mises-Fisher prior around x of the width that ``mean_overlap`` says.  The
-    global sign follows from <x, Q x> > 0, which holds for every x if |K|_2 < 2.
+    T^-1 s' sqrt(f_T) with the signs s' that the first vector predicts; their mean, weighted by shots, is the candidate.
+    The candidate under which both sets of counts are most likely is taken; of two almost equally likely ones it is the
+    one closer to x, by a von Mises-Fisher prior around x, narrow where ``mean_overlap`` is close to 1.  The global sign
+    is taken such that <x, y> > 0.  That is right for every x only if |K|_2 < 2, which is not checked here.
 
     Args:
         x: slices ``(..., 4)``.
         counts: of Q x, ``(..., 4)``; may be mitigated (not whole, but not negative).
-        counts_h: of (H (x) H) Q x, ``(..., 4)``.
+        counts_turned: of T Q x, ``(..., 4)``.
         mean_overlap: of x/|x| and Q x/|x| over random x, which is tr(Q)/4; broadcasts against ``x[..., 0]``.
 
     Returns:
-        Estimates of y, ``(..., 4)``, of length |x|.  Once shots are enough to tell the signs, the squared error is
-        3/(4 shots) |x|^2 with shots those of both settings, what the quantum Fisher information allows.
+        Estimates of y, ``(..., 4)``, of length |x| (zeros if nothing was counted).  With many shots the mean squared
+        error goes to 3/(4 shots) |x|^2, shots being those of both settings: what the quantum Fisher information allows
+        an unbiased estimate.
     """
-    n, n_h = counts.sum(-1, keepdims=True), counts_h.sum(-1, keepdims=True)
-    m, m_h, length = _root(counts), _root(counts_h), _length(x)
+    n, n_t = counts.sum(-1, keepdims=True), counts_turned.sum(-1, keepdims=True)
+    m, m_t, length = _root(counts), _root(counts_turned), _length(x)
     direction = x / np.where(length > 0, length, 1.0)
     concentration = 1.5 / np.maximum(1.0 - np.asarray(mean_overlap), 1e-3)
     best, y = np.full(x.shape[:-1], -np.inf), np.zeros_like(x)
     for signs in _SIGNS:
         first = signs * m
-        candidate = n * first + n_h * (np.copysign(m_h, first @ HADAMARD) @ HADAMARD)
+        candidate = n * first + n_t * (np.copysign(m_t, first @ QUARTER_TURN.T) @ QUARTER_TURN)
         candidate /= np.maximum(_length(candidate), np.finfo(float).tiny)
         overlap = (candidate * direction).sum(-1)
         score = (
             _log_likelihood(counts, n, candidate)
-            + _log_likelihood(counts_h, n_h, candidate @ HADAMARD)
+            + _log_likelihood(counts_turned, n_t, candidate @ QUARTER_TURN.T)
             + concentration * np.abs(overlap)
         )
         better = score > best

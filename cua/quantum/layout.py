@@ -27,7 +27,7 @@ def disjoint_paths(backend: BackendV2, length: int, limit: int | None = None) ->
     """
     if length < 1:
         raise ValueError(f"length={length}: a chain has at least one qubit")
-    measure = {qubits[0]: _cost(p.error) for qubits, p in backend.target["measure"].items() if p is not None}
+    measure = {qubits[0]: _cost(p.error if p else None) for qubits, p in backend.target["measure"].items()}
     couplings: dict[tuple[int, int], float] = {}
     for pair, properties in backend.target["cz"].items():  # in both directions; the worse one counts
         cost = 2 * _cost(properties.error if properties else None)
@@ -36,12 +36,12 @@ def disjoint_paths(backend: BackendV2, length: int, limit: int | None = None) ->
     graph = rx.PyGraph(multigraph=False)
     graph.add_nodes_from(range(backend.num_qubits))
     for (a, b), cost in couplings.items():
-        if math.isfinite(cost + measure.get(a, 0.0) + measure.get(b, 0.0)):
+        if math.isfinite(cost + measure.get(a, math.inf) + measure.get(b, math.inf)):
             graph.add_edge(a, b, cost)
 
     def cost(path: tuple[int, ...]) -> float:
         edges = sum(graph.get_edge_data(a, b) for a, b in pairwise(path))
-        return edges + sum(measure.get(qubit, 0.0) for qubit in path)
+        return edges + sum(measure.get(qubit, math.inf) for qubit in path)
 
     if length == 1:
         paths = [(qubit,) for qubit in range(backend.num_qubits) if math.isfinite(cost((qubit,)))]

@@ -4,8 +4,8 @@ Both corrections are linear, f -> C^-1 f with a small response matrix C[observed
 variance: errors of f grow by up to the norm of C^-1.  Frequencies that come out negative are set to zero.
 
 ``readout``       C is the product of the qubits' calibrated assignment matrices.  Exact for independent bit flips.
-``depolarising``  C = (1 - s) I + s/2^n: a fraction s of the shots is uniformly random.  An approximation: relaxation is
-                  not depolarisation, and s is the average over states.
+``depolarising``  C = (1 - s) I + (s/2^n) J, J all ones: a fraction s of the shots is uniformly random.  An
+                  approximation: relaxation is not depolarisation, and s is the average over states.
 """
 
 import numpy as np
@@ -28,14 +28,19 @@ def depolarising_strength(noisy: NDArray[np.float64], ideal: NDArray[np.float64]
 
     Args:
         noisy, ideal: outcome probabilities ``(circuits, 2^n)``, without readout errors.
+
+    Raises:
+        ValueError: if every ideal distribution is uniform, so that depolarisation cannot be seen.
     """
     uniform = 1.0 / ideal.shape[-1]
     centred = ideal - uniform
+    if not np.abs(centred).max() > 1e-9:
+        raise ValueError("every ideal distribution is uniform; depolarisation shows only in others")
     return float(1.0 - (centred * (noisy - uniform)).sum() / (centred**2).sum())
 
 
 def depolarising_response(strength: float, size: int) -> NDArray[np.float64]:
-    """Response matrix (1 - s) I + s/size."""
+    """Response matrix (1 - s) I + (s/size) J, ``(size, size)``, J all ones."""
     return (1.0 - strength) * np.eye(size) + strength / size
 
 
@@ -44,10 +49,13 @@ def mitigate(frequencies: NDArray[np.float64], response: NDArray[np.float64]) ->
 
     Args:
         frequencies: counts or frequencies ``(..., size)``.
-        response: ``(..., size, size)``, broadcast.
+        response: ``(..., size, size)``, [observed, true]; broadcast.
+
+    Returns:
+        Like ``frequencies``; zeros where nothing was counted.
 
     Raises:
-        ValueError: if the response leaves nothing of some signal, or turns it over.
+        ValueError: if the response has an eigenvalue below 1e-3, so that a signal is lost or turned over.
     """
     if not (np.isfinite(response).all() and (np.linalg.eigvals(response).real > 1e-3).all()):
         raise ValueError("the response matrix is singular: at this noise no signal is left to restore")

@@ -36,10 +36,14 @@ class DeviceNoise:
         backend: a fake or real Heron backend (gates id, x, sx, rz, cz).
 
     Gates and readouts that the calibration gives no error for are taken as perfect, as Aer does.
+
+    Attributes:
+        name: of the backend.
+        n_qubits: of the device.
     """
 
     def __init__(self, backend: BackendV2) -> None:
-        self.name, self.n_qubits = backend.name, backend.num_qubits
+        self.name, self.n_qubits, self._target = backend.name, backend.num_qubits, backend.target
         self._gates = {
             (name, tuple(qubits)): error for name, qubits, error in basic_device_gate_errors(target=backend.target)
         }
@@ -50,10 +54,16 @@ class DeviceNoise:
         self._cache: dict[tuple[str, tuple[int, ...]], NDArray[np.float64]] = {}
 
     def gate(self, name: str, qubits: tuple[int, ...]) -> NDArray[np.float64]:
-        """Pauli transfer matrix of a noisy gate on physical qubits, the gate first and its error after it."""
+        """Pauli transfer matrix of a noisy gate on physical qubits, the gate first and its error after it.
+
+        Raises:
+            ValueError: for a gate that no Heron has, or one that this device does not have on these qubits.
+        """
         key = name, tuple(qubits)
         if key not in self._cache:
             matrix = ideal_transfer_matrix(name)
+            if not self._target.instruction_supported(name, key[1]):
+                raise ValueError(f"{self.name} has no {name} on qubits {key[1]}; disjoint_paths names some that it has")
             if key in self._gates:
                 matrix = PTM(self._gates[key].to_quantumchannel()).data.real @ matrix
             self._cache[key] = matrix

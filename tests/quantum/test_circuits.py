@@ -18,7 +18,7 @@ from cua.quantum.circuits import (
     textbook_circuit,
     textbook_template,
 )
-from cua.quantum.estimate import HADAMARD
+from cua.quantum.estimate import QUARTER_TURN
 
 AXES = [sign * axis for axis in np.eye(4) for sign in (1, -1)]
 SLICES = {f"axis {i}": axis for i, axis in enumerate(AXES)} | {
@@ -51,7 +51,7 @@ def probabilities(circuit, angles=()):
 
 @pytest.fixture(scope="module")
 def blocks(rotations) -> list[np.ndarray]:
-    fixed = [np.eye(4), -np.eye(4), np.diag([1.0, -1.0, -1.0, 1.0]), CYCLE, HADAMARD]
+    fixed = [np.eye(4), -np.eye(4), np.diag([1.0, -1.0, -1.0, 1.0]), CYCLE, QUARTER_TURN]
     return fixed + [rotations(norm=norm, seed=seed) for seed, norm in enumerate(NORMS)]
 
 

@@ -98,3 +98,9 @@ def test_a_singular_response_is_refused(strength):
     responses = np.stack([np.eye(4), depolarising_response(strength, 4)])
     with pytest.raises(ValueError, match="singular: at this noise no signal is left"):
         mitigate(np.ones((2, 4)), responses)
+
+
+def test_depolarisation_of_uniform_outcomes_only_cannot_be_seen():
+    uniform = np.full((5, 4), 0.25)
+    with pytest.raises(ValueError, match="every ideal distribution is uniform"):
+        depolarising_strength(uniform, uniform)

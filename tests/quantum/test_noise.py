@@ -92,8 +92,10 @@ def test_what_is_not_calibrated_is_perfect():
     np.testing.assert_array_equal(noise.readout(1), np.eye(2))
 
 
-def test_a_gate_is_perfect_on_qubits_that_are_not_coupled(line_noise):
-    np.testing.assert_array_equal(line_noise.gate("cz", (0, 3)), ideal_transfer_matrix("cz"))
+@pytest.mark.parametrize("qubits", [(0, 3), (0, 4), (2,)])
+def test_a_gate_that_the_device_does_not_have(line_noise, qubits):
+    with pytest.raises(ValueError, match=r"has no cz on qubits .*; disjoint_paths names some"):
+        line_noise.gate("cz", qubits)
 
 
 def test_name_and_size(line, line_noise, marrakesh_noise):
