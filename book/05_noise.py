@@ -24,9 +24,10 @@
 # **paper**'s *figures come from its own device and model.*
 # ```
 #
-# Every noise model below is built from a processor's own calibration: for each gate on each pair of qubits its error and its
-# duration, for each qubit how long it stays excited, and how often its measurement is wrong. Qiskit's runtime package
-# carries snapshots of such data ("fake" backends).
+# Every noise model below is built from a processor's own calibration: for each gate on each qubit or pair its error and its
+# duration, for each qubit how long it stays excited and keeps its phase, and how often its measurement is wrong. Qiskit's
+# runtime package carries snapshots of such data ("fake" backends). What no such model contains: crosstalk between circuits
+# that run side by side, leakage to higher levels, coherent errors, the decay of idle qubits, drift. A real device is worse.
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up, on Colab only"}
 # NBVAL_SKIP
@@ -66,14 +67,16 @@ from cua.quantum.noise import DeviceNoise
 
 use_style()
 
+# %%
+backends = {"r1, Torino": FakeTorino(), "r2, Marrakesh": FakeMarrakesh(), "r3, Boston": FakeBoston()}
+
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-calibration", "caption": "Calibrated errors of three Heron processors: every working CZ (left) and every measurement (right). Sorted; the middle of each line is the median."}, "image": {"alt": "Two plots of error against share of gates or qubits, logarithmic. CZ errors have medians of 0.1 to 0.4 per cent, measurement errors of 0.5 to 2 per cent, each with a long tail of bad ones; later generations lie lower."}}
 figure, panels = plt.subplots(1, 2, sharey=True)
-backends = {"r1, Torino": FakeTorino(), "r2, Marrakesh": FakeMarrakesh(), "r3, Boston": FakeBoston()}
-looks = [("base", ":"), ("exact", "-"), ("accent", "--")]
-for (label, backend), (colour, line) in zip(backends.items(), looks, strict=True):
+lines = [("base", ":"), ("exact", "-"), ("accent", "--")]
+for (label, backend), (colour, line) in zip(backends.items(), lines, strict=True):
     for axes, gate in zip(panels, ("cz", "measure"), strict=True):
-        errors = np.sort([p.error for p in backend.target[gate].values() if p and p.error < 1])
-        axes.semilogy(np.linspace(0, 100, len(errors)), errors, line, color=COLOURS[colour], label=label)
+        calibrated = np.sort([p.error for p in backend.target[gate].values() if p and p.error < 1])
+        axes.semilogy(np.linspace(0, 100, len(calibrated)), calibrated, line, color=COLOURS[colour], label=label)
 for axes, title in zip(panels, ("CZ gates", "measurements"), strict=True):
     axes.set(xlabel="share, best first (%)", title=title)
 panels[0].set_ylabel("calibrated error")
@@ -83,10 +86,11 @@ plt.show()
 # %% [markdown]
 # ## A noisy gate is a small real matrix
 #
-# Write the density matrix of a qubit through its Pauli components, $r_P = \mathrm{Tr}(P\rho)$ with $P = I, X, Y, Z$. Any gate
-# with any noise is then a real $4\times4$ matrix acting on $r$, on two qubits a $16\times16$ one. Here is a
-# $\sqrt{X}$ of one qubit: without noise it would turn $Y$ into $Z$; the small numbers are the noise, and the one in the first
-# column is relaxation, which pulls every state towards $\lvert0\rangle$.
+# Write the density matrix of a qubit through its Pauli components, $r_P = \mathrm{Tr}(P\rho)$ with $P = I, X, Y, Z$. Any gate,
+# with any noise that has no memory, is then a real $4\times4$ matrix acting on $r$, on two qubits a $16\times16$ one. Here is
+# the $\sqrt{X}$ of one qubit, rows and columns in that order. Without noise it would keep $X$ and turn $Y$ into $Z$ and $Z$ into
+# $-Y$, with ones. Entries below one are noise; the small one in the first column is relaxation, which pulls every state towards
+# $\lvert0\rangle$.
 
 # %%
 marrakesh = backends["r2, Marrakesh"]
@@ -96,9 +100,10 @@ print(len(pairs), "disjoint pairs of working qubits; the best is", pairs[0])
 print(noise.gate("sx", pairs[0][:1]).round(6))
 
 # %% [markdown]
-# The superdense circuit is the same for all blocks, only its angles differ. So everything before the first angle is computed
-# once, everything after the last is folded into the measurement, and thousands of circuits go through the gates
-# between them in a few array operations. Against Qiskit Aer's density matrices with the same noise model, one by one:
+# The superdense circuit is the same for all blocks, only its angles differ. So, for each pair, everything before the first
+# angle is computed once, everything after the last is folded into the measurement, and thousands of circuits go through the
+# gates between them in a few array operations. Against Qiskit Aer's density matrices with the same noise model (and the
+# readout errors, which Aer applies to counts only, multiplied onto its probabilities):
 
 # %%
 rng = np.random.default_rng(0)
@@ -128,16 +133,17 @@ for n, seconds in speed["runs"]["simulation"]["seconds"].items():
     print(f"{int(n):9,} circuits:", ", ".join(f"{name} {rate:,.0f}/s" for name, rate in rates.items()))
 
 # %% [markdown]
-# ## One layer, 64 pairs
+# ## One layer on all pairs
 #
 # Take the adapter with 144 trained blocks, and slices that its `v_proj` really sees. Blocks are dealt out to the
 # disjoint pairs, good and bad. Measured: the squared error of the block outputs, relative to $\lVert x\rVert^2$, when signs are
 # read faithfully.
 #
-# Two averages of the noise can be undone. **Readout errors** flip each bit with known probabilities, so that observed frequencies
-# are a known matrix times the true ones; invert it. **Gate errors** act, roughly, as if a fraction $s$ of the shots gave
-# a random outcome; estimate $s$ from the calibration, subtract. Both inversions remove bias and amplify statistical
-# noise, so they pay where there are enough shots.
+# Two kinds of error can be undone on average. **Readout errors** flip each bit with known probabilities, so that observed
+# frequencies are a known matrix times the true ones; invert it. **Gate errors** act, roughly, as if a fraction $s$ of the
+# shots gave a random outcome; find $s$ from circuits whose result is known, subtract. Both inversions remove bias and amplify
+# statistical noise, so they pay where there are enough shots. Here $s$ is found, block by block, with the very simulator
+# that makes the data, so what follows is the *best* that such mitigation can do; on a processor, $s$ has to be measured.
 
 # %%
 model, tokenizer = load_model()
@@ -156,7 +162,7 @@ with adapter.disabled():
     base = perplexity(model, ids, split=split, prefix=prefix)
 
 # %%
-slices = torch.cat(seen)[:, ::8].reshape(-1, 144, 4).double().numpy()
+slices = torch.cat(seen)[:, ::8].reshape(-1, 144, 4).double().numpy()  # of every eighth token
 blocks = cua.cayley(cua.skew(module.theta.detach().double(), 4)).numpy()
 outputs = np.einsum("nij,tnj->tni", blocks, slices)
 shots = [256, 1024, 4096, 16384, 65536]
@@ -166,16 +172,16 @@ MITIGATIONS = ("none", "readout", "readout+depolarising")
 errors = {}
 for mitigation in MITIGATIONS:
     for n in shots:
-        runner = BlockRunner(blocks, Execution(shots=n, noise=noise, places=tuple(pairs), mitigation=mitigation))
+        runner = BlockRunner(blocks, Execution(shots=n, noise=noise, places=pairs, mitigation=mitigation))
         squared = ((runner(slices) - outputs) ** 2).sum(-1) / (slices**2).sum(-1)
         errors[mitigation, n] = squared.mean()
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-mitigation", "caption": "Squared error of the block outputs on FakeMarrakesh against shots. Where a curve levels off, what is left is bias."}, "image": {"alt": "Three falling curves on logarithmic axes. Without mitigation the error levels off early, with readout inversion later, with both corrections it follows the noiseless line 3/4n longest."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-mitigation", "caption": "Squared error of the block outputs on FakeMarrakesh against shots. Where a curve levels off, what is left is bias."}, "image": {"alt": "Three falling curves on logarithmic axes. Without mitigation the error levels off early, with readout inversion later, with both corrections it follows the line 3/(4n) longest."}}
 figure, axes = plt.subplots()
-looks = [("base", "o-"), ("accent", "s--"), ("exact", "^-")]
-for mitigation, (colour, line) in zip(MITIGATIONS, looks, strict=True):
+lines = [("base", "o-"), ("accent", "s--"), ("exact", "^-")]
+for mitigation, (colour, line) in zip(MITIGATIONS, lines, strict=True):
     axes.loglog(shots, [errors[mitigation, n] for n in shots], line, color=COLOURS[colour], label=mitigation)
-axes.loglog(shots, 0.75 / np.array(shots), ":", color=COLOURS["base"], label="no noise: 3/4n")
+axes.loglog(shots, 0.75 / np.array(shots), ":", color=COLOURS["base"], label="3/(4n), bound without noise")
 axes.set(xlabel="shots n of a block and slice", ylabel="squared error over |x|²")
 axes.legend()
 plt.show()
@@ -183,32 +189,37 @@ plt.show()
 # %% [markdown]
 # ## A whole text
 #
-# Now let the language model read through it. Four windows of 256 tokens, 144 blocks, two settings: nearly three hundred
-# thousand noisy circuits, 8,192 shots each.
+# Now evaluate the language model with its blocks run this way, once without and twice with mitigation. Four windows of 256
+# tokens, 144 blocks, two settings: each time nearly three hundred thousand noisy circuits, 8,192 shots for a block and slice,
+# half of them in each setting.
 
 # %%
 print("base model:            ", base)
 print("adapter, exact:        ", exact)
 for mitigation in MITIGATIONS:
-    with run_on_circuits(adapter, Execution(noise=noise, places=tuple(pairs), mitigation=mitigation)):
+    with run_on_circuits(adapter, Execution(noise=noise, places=pairs, mitigation=mitigation)):
         noisy = perplexity(model, ids, split=split, prefix=prefix)
     print(f"noisy, {mitigation:21}{noisy.value:.2f}")
 
 # %% [markdown]
 # ## The frontier
 #
-# A block of $2^n$ components needs $n$ qubits. Larger blocks can do more, and their circuits are longer: about 3 CZ for
-# two qubits, 37 for three, 192 for four. Is there a size beyond which noise eats the gain? The **paper** reports penalties of 0.08, 2.80
-# and 12.5 % for two, three and four qubits. **Recorded**, three seeds, 8,192 shots, whole windows of WikiText-2's test
-# split ({download}`noise_frontier.json <results/noise_frontier.json>`). Here magnitudes are measured and the signs are
-# taken from the exact product, for all sizes alike, so that only noise is compared.
+# A block of $2^m$ components needs $m$ qubits. Larger blocks can do more, and their circuits are longer: with the angles of
+# $x$ left free and each block transpiled once, about 3 CZ for two qubits, 37 for three, 192 for four. Is there a size
+# beyond which noise eats the gain? The **noise penalty** is the change of perplexity against the same adapter, evaluated
+# exactly. The **paper**, as one of its readers reports, has penalties of 0.08, 2.80 and 12.5 % for two, three and four qubits,
+# with signs copied from the input.
+#
+# **Recorded**, three seeds, 8,192 shots, 16 windows of 1,024 tokens, spread evenly over WikiText-2's test split
+# ({download}`noise_frontier.json <results/noise_frontier.json>`). Here magnitudes are measured and the signs are
+# taken from the exact product, for all sizes alike, so that noise and shots are compared and not the reading of signs.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-frontier", "caption": "Recorded: noise penalty by size of the block, textbook circuits, 8,192 shots. Open marks: after both mitigations. Bars are 95 % intervals over windows. The paper's figures are for another model on another device."}, "image": {"alt": "Noise penalty on a logarithmic axis against one to four qubits, for three processors. It rises steeply with the number of qubits; mitigation lowers every point."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-frontier", "caption": "Recorded: noise penalty by size of the block, textbook circuits, 8,192 shots. Open marks: after both mitigations. Bars: 95 % over 16 windows, seeds averaged; how seeds differ is not in them. The axis is linear below 0.1. The paper's figures are for another model on another device."}, "image": {"alt": "Noise penalty against one to four qubits, for three processors. It rises steeply with the number of qubits; mitigation lowers every point."}}
 frontier = load_result("noise_frontier")["headline"]
 sizes = ["2x2", "4x4", "8x8", "16x16"]
-devices = {"fake_torino": ("base", "s"), "fake_marrakesh": ("exact", "o"), "fake_boston": ("accent", "^")}
+marks = {"fake_torino": ("base", "s"), "fake_marrakesh": ("exact", "o"), "fake_boston": ("accent", "^")}
 figure, axes = plt.subplots()
-for shift, (device, (colour, mark)) in zip((-0.15, 0, 0.15), devices.items(), strict=True):
+for shift, (device, (colour, mark)) in zip((-0.15, 0, 0.15), marks.items(), strict=True):
     for mitigation, fill in (("none", COLOURS[colour]), ("readout_depolarising", "white")):
         for qubits, size in enumerate(sizes, start=1):
             number = frontier[f"penalty_{size}_textbook_true_signs_{device}_8192_{mitigation}"]
@@ -234,15 +245,15 @@ for pipeline in ("textbook_true_signs", "superdense_true_signs", "superdense_sig
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-shots", "caption": "Recorded: noise penalty against shots of a block and slice, one seed, FakeMarrakesh. Filled: raw; open: after both mitigations. Bars are 95 % intervals over windows."}, "image": {"alt": "Noise penalty against shots for several block sizes, raw and mitigated."}}
 figure, axes = plt.subplots()
-looks = {"4x4_superdense_sign_faithful": ("exact", "o"), "8x8_textbook_true_signs": ("accent", "^")}
-looks |= {"16x16_textbook_true_signs": ("base", "s"), "4x4_textbook_true_signs": ("sign-constrained", "D")}
-for pipeline, (colour, mark) in looks.items():
+marks = {"16x16_textbook_true_signs": ("base", "s"), "8x8_textbook_true_signs": ("accent", "^")}
+marks |= {"4x4_superdense_sign_faithful": ("exact", "o")}
+for shift, (pipeline, (colour, mark)) in zip((-0.1, 0, 0.1), marks.items(), strict=True):
     for mitigation, fill in (("none", COLOURS[colour]), ("readout_depolarising", "white")):
         for i, n in enumerate((1024, 8192, 65536, None)):
             number = frontier[f"penalty_{pipeline}_fake_marrakesh_{n}_{mitigation}"]
             label = pipeline.replace("_", " ") if (i, mitigation) == (0, "none") else None
             look = {"fmt": mark, "color": COLOURS[colour], "markerfacecolor": fill, "label": label}
-            interval(axes, number, x=i, **look)
+            interval(axes, number, x=i + shift, **look)
 axes.set_yscale("symlog", linthresh=0.01)
 axes.set(xlabel="shots", ylabel="noise penalty (% of perplexity)")
 axes.set_xticks(range(4), ["1,024", "8,192", "65,536", "infinitely many"])
@@ -253,14 +264,15 @@ plt.show()
 # ## If the calibration is wrong
 #
 # The simulation and the mitigation above read the same calibration; a real device drifts between the two. As a hard test,
-# mitigate every pair with the response of *another* pair:
+# mitigate every block with the response of one that ran elsewhere, half the list of pairs away:
 
 # %%
-right = BlockRunner(blocks, Execution(shots=None, noise=noise, places=tuple(pairs), mitigation=MITIGATIONS[2]))
-wrong = BlockRunner(blocks, Execution(shots=None, noise=noise, places=tuple(pairs), mitigation=MITIGATIONS[2]))
-wrong.responses = [np.roll(response, 1, axis=0) for response in wrong.responses]
-none = BlockRunner(blocks, Execution(shots=None, noise=noise, places=tuple(pairs)))
-for label, runner in (("not mitigated", none), ("another pair's calibration", wrong), ("its own", right)):
+unmitigated = BlockRunner(blocks, Execution(shots=None, noise=noise, places=pairs))
+mitigated = BlockRunner(blocks, Execution(shots=None, noise=noise, places=pairs, mitigation=MITIGATIONS[2]))
+mistaken = BlockRunner(blocks, Execution(shots=None, noise=noise, places=pairs, mitigation=MITIGATIONS[2]))
+mistaken.responses = [np.roll(response, len(pairs) // 2, axis=0) for response in mistaken.responses]
+runners = {"not mitigated": unmitigated, "another pair's calibration": mistaken, "its own": mitigated}
+for label, runner in runners.items():
     squared = ((runner(slices) - outputs) ** 2).sum(-1) / (slices**2).sum(-1)
     print(f"{label:28} squared error {squared.mean():.1e}")
 
@@ -270,18 +282,21 @@ for label, runner in (("not mitigated", none), ("another pair's calibration", wr
 # Sixteen components need not go into one circuit of four qubits. Arrange them as a $4\times4$ square, rotate every row
 # with a block of its own, then every column with another: two layers of two-qubit circuits, and each of the 16 outputs
 # depends on all 16 inputs. It is the idea of the fast Fourier transform, and known for classical adapters as BOFT
-# {cite}`liu2024boft`. It has 1,728 parameters against 4,320 of dense $16\times16$ blocks, and reaches fewer rotations.
-# The result of the first layer is read, signs and all, and sent into the second.
+# {cite}`liu2024boft`. Two layers have 1,728 parameters against 4,320 of dense $16\times16$ blocks, and reach fewer
+# rotations. A third layer, again with another stride, mixes 64 components, with 2,592 parameters. The result of each layer is
+# read and sent into the next, so $d$ layers take $d$ times the circuits and shots of one.
 
 # %%
-print(f"{'':12} parameters  gain, read exactly        penalty on FakeMarrakesh, both mitigations")
-for label, study, pipeline in (
-    ("4x4", "v_proj_bounded", "4x4_superdense_sign_faithful"),
-    ("2 layers", "v_proj_butterfly", "butterfly_superdense_sign_faithful"),
-    ("3 layers", "v_proj_butterfly3", "butterfly3_superdense_sign_faithful"),
-    ("16x16", "v_proj_16x16", "16x16_textbook_true_signs"),
+for label, study, circuit in (
+    ("4x4", "v_proj_bounded", "4x4_superdense"),
+    ("2 layers of 4x4", "v_proj_butterfly", "butterfly_superdense"),
+    ("3 layers of 4x4", "v_proj_butterfly3", "butterfly3_superdense"),
+    ("16x16", "v_proj_16x16", "16x16_textbook"),
 ):
     numbers = load_result(study)["headline"]
-    penalty = frontier[f"penalty_{pipeline}_fake_marrakesh_8192_readout_depolarising"]
-    parameters = int(numbers["parameters"]["value"])
-    print(f"{label:12} {parameters:9,}  {quote(numbers['exact_change']):25} {quote(penalty, 3)}")
+    print(f"{label}: {quote(numbers['parameters'], 0)}, whole test split, exact: {quote(numbers['exact_change'])}")
+    for readout in ("true_signs", "sign_faithful"):
+        for mitigation in ("none", "readout_depolarising"):
+            key = f"penalty_{circuit}_{readout}_fake_marrakesh_8192_{mitigation}"
+            if key in frontier:
+                print(f"    penalty, {readout:14} {mitigation:21} {quote(frontier[key], 3)}")
