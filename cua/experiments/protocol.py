@@ -46,6 +46,7 @@ class Bench:
     tokens: dict[str, Tensor]
     data: dict[str, dict[str, Any]]
     _prefixes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    _bases: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
     @cache
@@ -87,6 +88,12 @@ class Bench:
             "tokens": measured.tokens,
             "nll": [round(loss, 4) for loss in measured.nll],
         }
+
+    def measure_base(self, name: str, layer: int) -> dict[str, Any]:
+        """Perplexity of the model without adapters on split ``name``, once for all experiments of a process."""
+        if name not in self._bases:
+            self._bases[name] = self.measure(name, layer)
+        return self._bases[name]
 
     def fit(self, config: CUAConfig, training: TrainConfig, folder: Path | None, name: str) -> dict[str, Any]:
         """Attach, train, measure on split ``name``, save to ``folder`` if given, and detach again."""
@@ -158,7 +165,7 @@ class WikitextStudy:
         for key in record.missing(["base", *trained]):
             started = time.perf_counter()
             if key == "base":
-                run = bench.measure("test", layer)
+                run = bench.measure_base("test", layer)
             else:
                 readout, seed = trained[key]
                 config, training = replace(self.adapter, readout=readout), replace(self.training, seed=seed)
