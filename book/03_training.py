@@ -274,7 +274,9 @@ for name, study in studies.items():
 # %% [markdown]
 # ## What we learned
 #
-# * 864 numbers on one projection lower the perplexity of a frozen model on held-out text, live and recorded.
+# * 864 numbers on one projection lower the perplexity of a frozen model on held-out text, live and recorded; so do 25,920
+#   on all thirty, by much more. Every seed of every setting ends lower than the base model.
+# * With signs copied from the input most of the gain remains: the difference is under two points.
 # * Layer and learning rate change the result, and can be chosen without looking at the test text.
 # * The frozen prefix gives the same losses with less work a step, once it is computed; in a small model the output head
 #   sets the limit.
