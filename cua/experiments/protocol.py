@@ -143,6 +143,15 @@ class WikitextStudy:
     readouts: tuple[str, ...] = ("exact", "sign-constrained")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """What is recorded of the placement and the schedule; an option of the schedule that is not used is left out."""
+        return {
+            "adapter": {k: v for k, v in asdict(self.adapter).items() if k != "readout"},
+            "training": {k: v for k, v in asdict(self.training).items() if k != "seed" and v is not None},
+            "readouts": self.readouts,
+        }
+
     def run(self) -> dict[str, Any]:
         """Record every run that is not recorded yet, and the headline once all are."""
         bench = Bench.prepare(test=True)
@@ -150,11 +159,7 @@ class WikitextStudy:
             {
                 "name": self.name,
                 "question": self.question,
-                "config": {
-                    "adapter": {k: v for k, v in asdict(self.adapter).items() if k != "readout"},
-                    "training": {k: v for k, v in asdict(self.training).items() if k != "seed"},
-                    "readouts": self.readouts,
-                },
+                "config": self.configuration,
                 "seeds": self.seeds,
                 "model": identity(bench.model),
                 "data": bench.data,

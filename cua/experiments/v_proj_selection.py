@@ -41,6 +41,10 @@ def gradient_scores(bench: Bench) -> dict[str, Any]:
         adapter.detach()
 
 
+def _used(training: TrainConfig) -> dict[str, Any]:
+    return {key: value for key, value in asdict(training).items() if value is not None}
+
+
 def run() -> dict[str, Any]:
     """Score all layers, train the best few, then try learning rates; 25,920 parameters in all layers likewise."""
     bench = Bench.prepare(test=False)
@@ -49,8 +53,8 @@ def run() -> dict[str, Any]:
             "name": NAME,
             "question": QUESTION,
             "config": {
-                "training": asdict(TRAINING),
-                "training_all": asdict(TRAINING_ALL),
+                "training": _used(TRAINING),
+                "training_all": _used(TRAINING_ALL),
                 "rates": RATES,
                 "all_rates": ALL_RATES,
                 "candidates": CANDIDATES,

@@ -84,6 +84,11 @@ def test_the_headline_follows_from_the_runs(study: WikitextStudy):
             assert value == pytest.approx(sum(changes) / len(changes))
 
 
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_the_recorded_configuration_is_the_study_as_it_is_now(study: WikitextStudy):
+    assert recorded(study.name)["config"] == json.loads(json.dumps(study.configuration))
+
+
 @needs_copy
 @pytest.mark.parametrize("name", ["v_proj_selection", "block_size_selection"])
 def test_selection_looked_at_validation_only_and_its_base_loss_holds(name, embedded):
