@@ -145,7 +145,7 @@ class WikitextStudy:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What is recorded of the placement and the schedule; an option of the schedule that is not used is left out."""
+        """What is recorded of placement and schedule; options of the schedule that are not used are left out."""
         return {
             "adapter": {k: v for k, v in asdict(self.adapter).items() if k != "readout"},
             "training": {k: v for k, v in asdict(self.training).items() if k != "seed" and v is not None},
