@@ -149,12 +149,12 @@ def marrakesh_noise(marrakesh):
 
 
 @pytest.fixture(scope="session")
-def line():
-    """Four qubits in a line; every gate has another error, and measuring 0 and 1 goes wrong unequally often."""
+def mesh():
+    """Four qubits, all coupled; every gate has another error, and measuring 0 and 1 goes wrong unequally often."""
     from qiskit.providers.fake_provider import GenericBackendV2
     from qiskit.transpiler import CouplingMap, InstructionProperties
 
-    backend = GenericBackendV2(4, ["id", "x", "sx", "rz", "cz"], coupling_map=CouplingMap.from_line(4), seed=0)
+    backend = GenericBackendV2(4, ["id", "x", "sx", "rz", "cz"], coupling_map=CouplingMap.from_full(4), seed=0)
     for qubit in range(4):
         properties = InstructionProperties(duration=1e-6, error=0.03)
         properties.prob_meas1_prep0, properties.prob_meas0_prep1 = 0.01 + 0.01 * qubit, 0.06 + 0.005 * qubit
@@ -163,10 +163,10 @@ def line():
 
 
 @pytest.fixture(scope="session")
-def line_noise(line):
+def mesh_noise(mesh):
     from cua.quantum.noise import DeviceNoise
 
-    return DeviceNoise(line)
+    return DeviceNoise(mesh)
 
 
 @pytest.fixture(scope="session")

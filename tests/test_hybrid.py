@@ -54,33 +54,33 @@ def test_readout_mitigation_is_exact_for_readout_errors(rotations, readout_only,
 
 
 @pytest.mark.parametrize(("b", "circuit", "readout"), ALL)
-def test_each_mitigation_brings_blocks_closer(rotations, line_noise, b, circuit, readout):
+def test_each_mitigation_brings_blocks_closer(rotations, mesh_noise, b, circuit, readout):
     x, q, y = problem(rotations, b, n_blocks=3)
     errors = []
     for mitigation in MITIGATIONS:
-        found = BlockRunner(q, Execution(circuit, readout, None, line_noise, PLACES[b], mitigation))(x)
+        found = BlockRunner(q, Execution(circuit, readout, None, mesh_noise, PLACES[b], mitigation))(x)
         errors.append(((found - wanted(x, y, readout)) ** 2).mean())
     assert errors[0] > errors[1] > 2 * errors[2] > 0
 
 
-def test_noisy_probabilities_are_those_of_the_engine(rotations, line_noise):
+def test_noisy_probabilities_are_those_of_the_engine(rotations, mesh_noise):
     x, q, _ = problem(rotations, 4, n_blocks=3)
-    found = BlockRunner(q, Execution(noise=line_noise, places=PLACES[4])).probabilities(x)
+    found = BlockRunner(q, Execution(noise=mesh_noise, places=PLACES[4])).probabilities(x)
     for i, place in enumerate(PLACES[4]):
         angles = superdense_angles(x[:, i], q[i])
-        p = NoisyCircuit(superdense_template(), line_noise, [place]).probabilities(angles[None])[0].numpy()
+        p = NoisyCircuit(superdense_template(), mesh_noise, [place]).probabilities(angles[None])[0].numpy()
         np.testing.assert_allclose(found[:, i], p[:, SUPERDENSE_OUTCOMES], atol=1e-14)
 
 
 @pytest.mark.parametrize("circuit", ["superdense", "textbook"])
-def test_blocks_take_their_places_in_turn(rotations, line_noise, circuit):
+def test_blocks_take_their_places_in_turn(rotations, mesh_noise, circuit):
     x, q, _ = problem(rotations, 4, n_blocks=5)
     places = PLACES[4][:2]
-    together = BlockRunner(q, Execution(circuit, noise=line_noise, places=places)).probabilities(x)
+    together = BlockRunner(q, Execution(circuit, noise=mesh_noise, places=places)).probabilities(x)
     assert together.shape == (30, 5, 4)
     for block in range(5):
         for i, place in enumerate(places):
-            alone = Execution(circuit, noise=line_noise, places=(place,))
+            alone = Execution(circuit, noise=mesh_noise, places=(place,))
             p = BlockRunner(q[block : block + 1], alone).probabilities(x[:, block : block + 1])[:, 0]
             assert np.allclose(p, together[:, block], atol=1e-12) == (i == block % 2)
 
@@ -223,10 +223,10 @@ def test_more_shots_come_closer(llama, ids, adapted):
 
 @pytest.mark.parametrize("options", [{}, {"depth": 2}], ids=str)
 @pytest.mark.parametrize(("circuit", "readout"), [("superdense", "sign-faithful"), ("textbook", "true-signs")])
-def test_noise_moves_the_model_and_mitigation_moves_it_back(llama, ids, adapted, line_noise, circuit, readout, options):
+def test_noise_moves_the_model_and_mitigation_moves_it_back(llama, ids, adapted, mesh_noise, circuit, readout, options):
     adapter = adapted(**options)
     exact = logits(llama, ids)
-    run = {"circuit": circuit, "readout": readout, "shots": None, "noise": line_noise, "places": PLACES[4]}
+    run = {"circuit": circuit, "readout": readout, "shots": None, "noise": mesh_noise, "places": PLACES[4]}
     errors = [
         (on_circuits(llama, ids, adapter, mitigation=name, **run) - exact).square().mean() for name in MITIGATIONS
     ]
@@ -287,12 +287,12 @@ def test_execution_names_what_is_wrong(options, message):
         Execution(**options)
 
 
-def test_noise_needs_places(line_noise):
+def test_noise_needs_places(mesh_noise):
     with pytest.raises(ValueError, match=r"noise needs places, the physical qubits: see cua.quantum.layout"):
-        Execution(noise=line_noise)
+        Execution(noise=mesh_noise)
 
 
-def test_places_have_to_fit_the_block(rotations, line_noise):
+def test_places_have_to_fit_the_block(rotations, mesh_noise):
     for b, circuit in (4, "superdense"), (8, "textbook"):
         with pytest.raises(ValueError, match="does not name"):
-            BlockRunner(rotations(2, b=b), Execution(circuit, "true-signs", noise=line_noise, places=((0,), (1,))))
+            BlockRunner(rotations(2, b=b), Execution(circuit, "true-signs", noise=mesh_noise, places=((0,), (1,))))

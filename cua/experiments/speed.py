@@ -68,7 +68,7 @@ def run_adapter() -> dict[str, Any]:
         "forward": in_turn({name: lambda name=name: forward(name) for name in layers}, REPEATS),
         "forward_backward": in_turn({name: lambda name=name: both(name) for name in layers}, REPEATS),
     }
-    memory = {name: _peak_bytes(lambda name=name: both(name)) for name in ("cua", "peft")}
+    memory = {name: peak_bytes(lambda name=name: both(name)) for name in ("cua", "peft")}
     record.add(
         "timings",
         {"seconds": timings, "peak_bytes": memory, "largest_output_difference": difference},
@@ -153,7 +153,7 @@ def ratio(seconds: dict[str, list[float]], numerator: str, denominator: str, uni
     }
 
 
-def _peak_bytes(call: Callable[[], None]) -> int:
+def peak_bytes(call: Callable[[], None]) -> int:
     """Largest number of bytes that a call holds allocated at once, from the profiler's allocation events."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         call()

@@ -11,18 +11,21 @@ from qiskit_aer import AerSimulator
 from qiskit_aer.noise import NoiseModel
 from qiskit_aer.noise.device import basic_device_readout_errors
 
+from cua.experiments.speed import peak_bytes
 from cua.quantum import engine
 from cua.quantum.circuits import preparation_angles, superdense_angles, superdense_template, textbook_template
 from cua.quantum.engine import NoisyCircuit
 from cua.quantum.layout import disjoint_paths
 
 
-def random_circuit(n_qubits: int, seed: int, n_gates: int = 40) -> QuantumCircuit:
-    """Every gate, cz between any two qubits, affine angles in three parameters, classical bits in any order."""
+def random_circuit(n_qubits: int, seed: int, n_gates: int = 40, line: bool = False) -> QuantumCircuit:
+    """Every gate, cz between any two qubits or along a line, affine angles in three parameters, bits in any order."""
     rng = np.random.default_rng(seed)
     circuit, angles = QuantumCircuit(n_qubits, n_qubits), ParameterVector("angle", 3)
     for gate in rng.choice(["rz", "rz", "rz", "sx", "sx", "x", "id", "cz", "cz", "barrier"], n_gates):
         first, second = rng.permutation(n_qubits)[:2] if n_qubits > 1 else (0, 0)
+        if line and n_qubits > 1:
+            second = first + 1 if first == 0 or (first < n_qubits - 1 and second > first) else first - 1
         a, c = rng.normal(size=2)
         if gate == "rz":
             one, other = angles[int(rng.integers(3))], angles[int(rng.integers(3))]
@@ -75,8 +78,8 @@ def cases(marrakesh, rotations) -> dict[str, tuple[QuantumCircuit, list[tuple[in
             slices = rng.normal(size=(3, 4, 2**n))
             template = textbook_template(rotations(b=2**n, seed=seed, norm=3.0))
             cases[f"textbook {n} {seed}"] = template, places, preparation_angles(slices)
-        places = [tuple(rng.permutation(156)[:n].tolist()), disjoint_paths(marrakesh, n)[3]]  # the first not coupled
-        cases[f"any {n}"] = random_circuit(n, n), places, rng.uniform(-4, 4, size=(2, 4, 3))
+        places = [disjoint_paths(marrakesh, n)[12][::-1], disjoint_paths(marrakesh, n)[3]]
+        cases[f"any {n}"] = random_circuit(n, n, line=True), places, rng.uniform(-4, 4, size=(2, 4, 3))
     return cases
 
 
@@ -147,8 +150,8 @@ PLACES = [(0, 1, 2), (2, 1, 0), (3, 0, 1)]
 
 
 @pytest.fixture
-def circuit(line_noise) -> NoisyCircuit:
-    return NoisyCircuit(random_circuit(3, 5), line_noise, PLACES)
+def circuit(mesh_noise) -> NoisyCircuit:
+    return NoisyCircuit(random_circuit(3, 5), mesh_noise, PLACES)
 
 
 @pytest.mark.parametrize("numbers", [1, 3 * 64 * 4, 3 * 64 * 11, 3 * 64 * 12])
@@ -158,6 +161,35 @@ def test_chunks_change_nothing(circuit, angles, monkeypatch, numbers):
     torch.testing.assert_close(circuit.probabilities(angles), whole, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("n_qubits", [2, 4])
+def test_memory_does_not_grow_with_the_circuits(n_qubits):
+    """Beyond angles and results; a chunk's share of it is there from the start."""
+    circuit = NoisyCircuit(random_circuit(n_qubits, 1))
+    beyond = []
+    for n in 20_000, 80_000:
+        angles = torch.zeros(1, n, 3, dtype=torch.float64)
+        beyond.append(peak_bytes(lambda angles=angles: circuit.probabilities(angles)) - 8 * n * 2**n_qubits)
+    assert 0 < beyond[1] < 1.2 * beyond[0]
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("n_qubits", [1, 2, 3, 4])
+def test_joining_gates_changes_nothing(n_qubits, seed, mesh_noise, monkeypatch):
+    circuit, place = random_circuit(n_qubits, seed, n_gates=80), [(2, 0, 3, 1)[:n_qubits]]
+    angles = np.random.default_rng(0).uniform(-4, 4, size=(1, 7, 3))
+    joined = NoisyCircuit(circuit, mesh_noise, place)
+    monkeypatch.setattr(engine, "_fuse", list)
+    apart = NoisyCircuit(circuit, mesh_noise, place)
+    assert len(joined._steps_between) < len(apart._steps_between)
+    torch.testing.assert_close(joined.probabilities(angles), apart.probabilities(angles), rtol=0, atol=1e-13)
+
+
+def test_the_superdense_circuit_is_two_matrices_and_six_angles():
+    steps = NoisyCircuit(superdense_template())._steps_between
+    assert sum(isinstance(action, int) for _, action in steps) == 6
+    assert [qubits for qubits, action in steps if not isinstance(action, int)] == [(0, 1), (0, 1)]
+
+
 def test_float32(circuit, angles):
     narrow = circuit.probabilities(angles, torch.float32)
     assert narrow.dtype == torch.float32
@@ -165,10 +197,10 @@ def test_float32(circuit, angles):
     torch.testing.assert_close(narrow.double(), circuit.probabilities(angles), rtol=0, atol=1e-5)
 
 
-def test_many_places_are_each_by_itself(circuit, line_noise, angles):
+def test_many_places_are_each_by_itself(circuit, mesh_noise, angles):
     together = circuit.probabilities(angles)
     for i, place in enumerate(PLACES):
-        alone = NoisyCircuit(random_circuit(3, 5), line_noise, [place]).probabilities(angles[i : i + 1])
+        alone = NoisyCircuit(random_circuit(3, 5), mesh_noise, [place]).probabilities(angles[i : i + 1])
         torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-14)
         assert i == 0 or not torch.allclose(together[i], circuit.probabilities(angles[[i] * 3])[0], atol=1e-4)
 
@@ -190,7 +222,7 @@ def test_places_do_not_matter_without_noise(angles):
 
 
 @pytest.mark.parametrize("bits", list(permutations(range(3))), ids=str)
-def test_an_outcome_is_read_from_the_classical_bits(line_noise, bits):
+def test_an_outcome_is_read_from_the_classical_bits(mesh_noise, bits):
     circuit = QuantumCircuit(3, 3)
     circuit.x(0)
     circuit.rz(Parameter("free"), 0)
@@ -198,9 +230,9 @@ def test_an_outcome_is_read_from_the_classical_bits(line_noise, bits):
     ideal = NoisyCircuit(circuit)
     assert ideal.bits == list(bits)
     assert ideal.probabilities(np.zeros((1, 1, 1)))[0, 0].argmax() == 2 ** bits[0]
-    assignments = {bit: line_noise.readout(3 - qubit) for qubit, bit in enumerate(bits)}  # [observed, prepared]
+    assignments = {bit: mesh_noise.readout(3 - qubit) for qubit, bit in enumerate(bits)}  # [observed, prepared]
     expected = reduce(np.kron, [assignments[bit][:, int(bit == bits[0])] for bit in (2, 1, 0)])
-    noisy = NoisyCircuit(circuit, line_noise, [(3, 2, 1)]).probabilities(np.zeros((1, 1, 1)))[0, 0]
+    noisy = NoisyCircuit(circuit, mesh_noise, [(3, 2, 1)]).probabilities(np.zeros((1, 1, 1)))[0, 0]
     np.testing.assert_allclose(noisy, expected, atol=2e-3)  # up to the error of the gate
 
 
@@ -256,23 +288,23 @@ def second_measurement(circuit):
     ],
 )
 @pytest.mark.parametrize("noisy", [False, True])
-def test_what_cannot_be_simulated_is_refused(line_noise, noisy, build, message):
+def test_what_cannot_be_simulated_is_refused(mesh_noise, noisy, build, message):
     circuit = QuantumCircuit(2, 2)
     circuit.sx(0)
     build(circuit)
     with pytest.raises(ValueError, match=message):
-        NoisyCircuit(circuit, line_noise if noisy else None, [(0, 1)])
+        NoisyCircuit(circuit, mesh_noise if noisy else None, [(0, 1)])
 
 
 @pytest.mark.parametrize("place", [(0, 4), (-1, 0), (1, 1), (0,), (0, 1, 2)], ids=str)
-def test_qubits_the_device_does_not_have(line_noise, place):
+def test_qubits_the_device_does_not_have(mesh_noise, place):
     with pytest.raises(ValueError, match=r"does not name 2 different qubits of generic_backend_4q, which has 0 to 3"):
-        NoisyCircuit(superdense_template(), line_noise, [(0, 1), place])
+        NoisyCircuit(superdense_template(), mesh_noise, [(0, 1), place])
 
 
-def test_noise_needs_places(line_noise):
+def test_noise_needs_places(mesh_noise):
     with pytest.raises(ValueError, match="needs at least one set of physical qubits"):
-        NoisyCircuit(superdense_template(), line_noise)
+        NoisyCircuit(superdense_template(), mesh_noise)
 
 
 @pytest.mark.parametrize("shape", [(3,), (11, 3), (2, 11, 3), (1, 11, 3), (3, 11, 2), (3, 1, 11, 3)], ids=str)
