@@ -312,7 +312,7 @@ plt.show()
 # More shots do not help the sign-constrained readout: its error is not statistical. The sign-faithful one comes down to
 # the line once there are enough shots to tell the signs apart. With fewer it sometimes takes a wrong pattern, or, at
 # $\lVert K\rVert_2 = 1.9$, a wrong common sign: overlaps as small as 0.05 occur there and are lost in the noise. Such errors are rare
-# and large. (Where prior knowledge counts for more than shots, an estimate that leans on $x$ can lie *below* the line.)
+# and large.
 #
 # ## What we learned
 #
