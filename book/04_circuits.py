@@ -207,7 +207,7 @@ for norm, colour in ((1.0, "exact"), (1.9, "accent"), (4.0, "base")):
     axes.hist(overlap, bins=80, histtype="step", linewidth=2, color=COLOURS[colour], label=label)
 axes.axvline(0, color=COLOURS["base"], linewidth=1, linestyle=":")
 axes.set(xlabel="overlap of x and Qx (cosine)", ylabel="cases")
-axes.legend(loc="upper left")
+axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 plt.show()
 
 # %% [markdown]
@@ -229,7 +229,7 @@ for name, label in (("v_proj_one", "free"), ("v_proj_bounded", "bounded")):
 # magnitudes. The bias is the smaller of the two by a factor of at least $4\sqrt{n p}$. Below a few counts, $np \lesssim 5$,
 # both formulas fail.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-magnitude", "caption": "Bias and spread of the square root of a frequency, 1,024 shots, 200,000 repetitions (points), and first-order theory (lines)."}, "image": {"alt": "Spread and bias against probability on logarithmic axes; points lie on the theoretical lines, except that the bias turns over for probabilities below one in a thousand."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-magnitude", "caption": "Bias and spread of the square root of a frequency, 1,024 shots, 200,000 repetitions (points), and first-order theory (lines)."}, "image": {"alt": "Spread and bias against probability on logarithmic axes; points lie on the theoretical lines, except for probabilities below one in two hundred, where both lie above them."}}
 p = np.logspace(-3.5, -0.02, 30)
 roots = np.sqrt(rng.binomial(1024, p, (200_000, len(p))) / 1024)
 figure, axes = plt.subplots()
