@@ -1,7 +1,7 @@
 """What device noise costs a trained adapter, by block size, circuit, shots and mitigation.
 
 Adapters trained without noise, one v_proj, read exactly, are evaluated with their blocks run as noisy circuits.  The
-**noise penalty** is the change of test perplexity against the same adapter evaluated exactly, window by window.
+**noise penalty** is the change of test perplexity against the same adapter evaluated without circuits, window by window.
 """
 
 import re
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 import cua
 from cua.experiments.protocol import Bench, mean_interval
 from cua.experiments.record import ADAPTERS, Record
-from cua.experiments.v_proj import BOUNDED
+from cua.experiments.v_proj import BOUNDED, ONE_LAYER
 from cua.hybrid import MITIGATIONS, Execution, run_on_circuits
 from cua.llm.evaluate import perplexity
 from cua.llm.models import identity
@@ -35,16 +35,18 @@ DEVICES = {
     "fake_marrakesh": "FakeMarrakesh",
     "fake_boston": "FakeBoston",
 }  # Heron r1, r2, r3
-STUDIES = {
-    "2x2": "v_proj_2x2",
-    "4x4": BOUNDED.name,
-    "8x8": "v_proj_8x8",
-    "16x16": "v_proj_16x16",
-    "butterfly": "v_proj_butterfly",
-    "butterfly3": "v_proj_butterfly3",
+TRAINED = {  # folders of adapters, less the seed
+    "2x2": "v_proj_2x2/exact",
+    "4x4": f"{BOUNDED.name}/exact",
+    "4x4_constrained": f"{ONE_LAYER.name}/sign-constrained",  # trained with copied signs, as the paper's
+    "8x8": "v_proj_8x8/exact",
+    "16x16": "v_proj_16x16/exact",
+    "butterfly": "v_proj_butterfly/exact",
+    "butterfly3": "v_proj_butterfly3/exact",
 }
-QUBITS = {"2x2": 1, "4x4": 2, "8x8": 3, "16x16": 4, "butterfly": 2, "butterfly3": 2}
+QUBITS = {"2x2": 1, "8x8": 3, "16x16": 4}  # the others: 2
 PIPELINES = [
+    *(("4x4_constrained", circuit, "sign-constrained") for circuit in ("textbook", "superdense")),
     *((size, "textbook", "true-signs") for size in ("2x2", "4x4", "8x8", "16x16")),
     *((size, "superdense", "true-signs") for size in ("4x4", "butterfly", "butterfly3")),
     *((size, "superdense", "sign-faithful") for size in ("4x4", "butterfly", "butterfly3")),
@@ -70,7 +72,7 @@ class Case:
 
     @property
     def exact(self) -> str:
-        """Key of the run of the same adapter without circuits."""
+        """Key of the run of the same adapter without circuits, with the readout that it was trained with."""
         return f"{self.blocks}/exact/{self.seed}"
 
     @property
@@ -99,7 +101,7 @@ def run() -> dict[str, Any]:
         {
             "name": NAME,
             "question": QUESTION,
-            "config": {"layer": LAYER, "windows": pick.tolist(), "devices": DEVICES, "adapters": STUDIES},
+            "config": {"layer": LAYER, "windows": pick.tolist(), "devices": DEVICES, "adapters": TRAINED},
             "seeds": SEEDS,
             "model": identity(bench.model),
             "data": {"test": bench.data["test"]},
@@ -109,7 +111,7 @@ def run() -> dict[str, Any]:
     prefix = split.prefix(ids, progress=True)
     backends = {name: getattr(fake_provider, cls)() for name, cls in DEVICES.items()}
     noises = {name: DeviceNoise(backend) for name, backend in backends.items()}
-    places = {(name, n): tuple(disjoint_paths(backends[name], n)) for name in backends for n in set(QUBITS.values())}
+    places = {(name, n): tuple(disjoint_paths(backends[name], n)) for name in backends for n in (1, 2, 3, 4)}
 
     def measure(adapter: str | None, case: Case | None = None) -> dict[str, Any]:
         with ExitStack() as stack:
@@ -117,7 +119,7 @@ def run() -> dict[str, Any]:
                 attached = cua.load(bench.model, ADAPTERS / adapter)
                 stack.callback(attached.detach)
             if case:
-                place = places[case.device, QUBITS[case.blocks]]
+                place = places[case.device, QUBITS.get(case.blocks, 2)]
                 noise, mitigation = noises[case.device], case.mitigation
                 execution = Execution(case.circuit, case.readout, case.shots, noise, place, mitigation, case.seed)
                 stack.enter_context(run_on_circuits(attached, execution))
@@ -126,7 +128,7 @@ def run() -> dict[str, Any]:
 
     work: dict[str, tuple[str | None, Case | None]] = {"base": (None, None)}
     for case in cases():
-        folder = f"{STUDIES[case.blocks]}/exact-seed{case.seed}"
+        folder = f"{TRAINED[case.blocks]}-seed{case.seed}"
         work |= {case.exact: (folder, None), case.key: (folder, case)}
     for key in record.missing(tqdm(work, desc=NAME, unit="run")):
         started = time.perf_counter()

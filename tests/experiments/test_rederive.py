@@ -137,7 +137,7 @@ def test_a_noisy_window_of_the_frontier_gives_the_recorded_loss(embedded, test_w
         case.circuit, case.readout, case.shots, DeviceNoise(backend), tuple(disjoint_paths(backend, 2))
     )
     ids = test_windows[1][result["config"]["windows"][1]][None]
-    adapter = cua.load(model, ADAPTERS / result["config"]["adapters"][case.blocks] / "exact-seed0")
+    adapter = cua.load(model, ADAPTERS / f"{result['config']['adapters'][case.blocks]}-seed0")
     with run_on_circuits(adapter, execution):
         noisy = perplexity(model, ids).nll[0]
     adapter.detach()
