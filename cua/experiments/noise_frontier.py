@@ -85,8 +85,9 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """The grid: at the paper's 8,192 shots all seeds, all pipelines on Marrakesh, the main ones on the other devices too;
-    and the main ones with other shots on Marrakesh, one seed."""
+    """The grid: at the paper's 8,192 shots all seeds, all pipelines on Marrakesh and the main ones on the other devices;
+    with other shots one seed, the main ones on Marrakesh.
+    """
     both = "readout+depolarising"
     for seed in SEEDS:
         for pipeline in MAIN_PIPELINES + MORE_PIPELINES:

@@ -131,7 +131,7 @@ def test_bounded_blocks_kept_the_bound(study):
 def test_a_noisy_window_of_the_frontier_gives_the_recorded_loss(embedded, test_windows):
     """The case without shot noise: which shots are drawn depends on all windows before."""
     result, (model, _) = recorded("noise_frontier"), embedded
-    case = Case("4x4", "superdense", "true-signs", "fake_marrakesh", None, "none", seed=0)
+    case = Case("4x4", "superdense", "sign-faithful", "fake_marrakesh", None, "none", seed=0)
     backend = FakeMarrakesh()
     execution = Execution(
         case.circuit, case.readout, case.shots, DeviceNoise(backend), tuple(disjoint_paths(backend, 2))
