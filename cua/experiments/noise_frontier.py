@@ -85,7 +85,7 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """The grid: at the paper's 8,192 shots all seeds, all pipelines on Marrakesh and the main ones on the other devices;
+    """The grid: at the paper's 8,192 shots all seeds, on Marrakesh all pipelines, on the other devices the main ones;
     with other shots one seed, the main ones on Marrakesh.
     """
     both = "readout+depolarising"
