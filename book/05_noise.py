@@ -315,3 +315,40 @@ for label, study, circuit in (
             key = f"penalty_{circuit}_{readout}_fake_marrakesh_8192_{mitigation}"
             if key in frontier:
                 print(f"    penalty, {readout:14} {mitigation:21} {quote(frontier[key], 3)}")
+
+# %% [markdown]
+# ## What we learned
+#
+# * A gate with its noise is a small real matrix. Circuits that differ only in angles can be simulated together, a whole text
+#   at a time.
+# * At two qubits most of the error is the measurement's, and inverting known readout errors removes nearly all of it.
+#
+# **What this does not show.** Nothing ran on a processor. The noise model has no crosstalk, leakage, coherent errors or drift,
+# and the mitigation knew it perfectly. It shows no quantum advantage either: noise makes circuits worse than the matrices that they
+# stand for, and mitigation makes up for it at best. The adapters were trained without noise; training with it might do
+# better. And the signs of the larger blocks were given, not read: how to read eight or sixteen of them is open here.
+#
+# ## Exercises
+#
+# **1.** From the table of biases: what share of the squared error, with infinitely many shots, is due to the measurements,
+# what share to gates that act like depolarisation, and what share to neither?
+#
+# ```{dropdown} Solution
+# Differences of neighbouring rows, divided by the first. (Squared biases of independent causes do not simply add, so these are rough
+# shares.) What neither inversion removes is mostly relaxation, which prefers $\lvert0\rangle$, while depolarisation prefers nothing.
+# ```
+#
+# **2.** Run only on the best pairs: `places=pairs[:8]`. How much smaller is the error, and what is the price?
+#
+# ```{dropdown} Solution
+# Build a `BlockRunner` with these places and compare the squared errors, without mitigation. The price is time: 144 blocks take
+# 18 rounds on 8 pairs, but three on 63. With mitigation there is little to gain: the bad pairs cost hardly more than the good ones.
+# ```
+#
+# **3.** Why does inverting readout errors amplify statistical noise, and by how much, if every bit flips with probability $e$?
+#
+# ```{dropdown} Solution
+# One bit has the response $\begin{pmatrix}1-e&e\\e&1-e\end{pmatrix}$ with eigenvalues $1$ and $1-2e$. Differences of frequencies come
+# out too small by $1-2e$ and are stretched back, their statistical errors with them. Two bits: up to $(1-2e)^{-2}$, so 4 % more
+# for $e = 1$ %. At $e = 1/2$ the signal is gone and no inversion brings it back; `mitigate` refuses.
+# ```
