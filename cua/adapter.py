@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cua.cayley import cayley, skew
 from cua.config import CUAConfig, layer_number, matching_layers, theta_shape
-from cua.readout import READOUTS, apply_factors
+from cua.readout import READOUTS, apply_blocks
 
 
 class CayleyLinear(nn.Module):
@@ -35,7 +35,7 @@ class CayleyLinear(nn.Module):
     def __init__(self, base_layer: nn.Linear, config: CUAConfig) -> None:
         super().__init__()
         self.base_layer, self.config, self.enabled = base_layer, config, True
-        # Readouts that run the blocks of each factor somewhere else, see cua.hybrid.
+        # Readouts that run the blocks of each stride somewhere else, see cua.hybrid.
         self.executors: tuple[Callable[[Tensor, Tensor], Tensor], ...] = ()
         weight = base_layer.weight
         # With CPU or disk offload (device_map) the weight is a meta tensor and the hook knows where to compute.
@@ -45,12 +45,13 @@ class CayleyLinear(nn.Module):
         self.theta = nn.Parameter(torch.zeros(theta_shape(base_layer, config), dtype=dtype, device=device))
 
     def blocks(self) -> Tensor:
-        """The orthogonal blocks Q, ``(n_blocks, b, b)``, those of butterfly factor 0 first."""
+        """The orthogonal blocks Q, ``(n_blocks, b, b)``, those of the first stride first."""
         return cayley(skew(self.theta, self.config.block_size))
 
-    def factors(self) -> tuple[Tensor, ...]:
-        """:meth:`blocks` of each butterfly factor, in the order in which they are applied."""
-        return self.blocks().chunk(self.config.depth)
+    def blocks_by_stride(self) -> list[tuple[int, Tensor]]:
+        """:meth:`blocks` with their strides, in the order in which they are applied."""
+        strides = self.config.strides
+        return list(zip(strides, self.blocks().chunk(len(strides)), strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
@@ -61,9 +62,9 @@ class CayleyLinear(nn.Module):
 
     def _rotate(self, x: Tensor) -> Tensor:
         y = x.to(self.theta.dtype)
-        for factor, q in enumerate(self.factors()):
-            read = self.executors[factor] if self.executors else READOUTS[self.config.readout]
-            y = apply_factors(y, [(factor, q)], read)
+        for i, layer in enumerate(self.blocks_by_stride()):
+            read = self.executors[i] if self.executors else READOUTS[self.config.readout]
+            y = apply_blocks(y, [layer], read)
         return y.to(x.dtype)
 
 
@@ -133,21 +134,21 @@ class Adapter:
             if uses[id(weight)] > 1:
                 raise ValueError(f"{name}: its weight is shared with another layer, which merging would change too")
         for module in self.modules.values():
-            layer, factors = module.base_layer, [(f, q.double()) for f, q in enumerate(module.factors())]
+            layer, blocks = module.base_layer, [(stride, q.double()) for stride, q in module.blocks_by_stride()]
             if self.config.side == "input":  # each row w of W becomes Q^T w
-                transposed = [(f, q.mT) for f, q in reversed(factors)]
-                layer.weight.copy_(apply_factors(layer.weight.double(), transposed))
+                transposed = [(stride, q.mT) for stride, q in reversed(blocks)]
+                layer.weight.copy_(apply_blocks(layer.weight.double(), transposed))
             else:
-                layer.weight.copy_(apply_factors(layer.weight.double().mT, factors).mT)
+                layer.weight.copy_(apply_blocks(layer.weight.double().mT, blocks).mT)
                 if layer.bias is not None:
-                    layer.bias.copy_(apply_factors(layer.bias.double(), factors))
+                    layer.bias.copy_(apply_blocks(layer.bias.double(), blocks))
         return self.detach()
 
     def __str__(self) -> str:
         total = sum(p.numel() for p in self.model.parameters()) - self.n_parameters
         config, b = self.config, self.config.block_size
-        butterfly = f", butterfly of depth {config.depth}" if config.depth > 1 else ""
-        rows = [f"{config.side} side, {config.readout} readout, {b}x{b} blocks{butterfly}"]
+        strides = f", strides {', '.join(map(str, config.strides))}" if config.strides != (1,) else ""
+        rows = [f"{config.side} side, {config.readout} readout, {b}x{b} blocks{strides}"]
         for name, module in self.modules.items():
             rows.append(f"  {name}: {len(module.theta):,} blocks, {module.theta.numel():,} parameters")
         rows.append(f"  trainable {self.n_parameters:,}, frozen {total:,}: one in {total // self.n_parameters:,}")

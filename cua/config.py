@@ -21,8 +21,9 @@ class CUAConfig:
         layers: decoder layers to adapt, counted from 0; ``None`` for all.
         side: "input" (Q before the linear layer) or "output" (Q after it).
         block_size: b, 2 to 64; has to divide the width of that side.
-        depth: butterfly factors.  With depth d the blocks of factor f act on components b^f apart, so that d layers of
-            b x b blocks mix b^d components; b^d has to divide the width.  The factors are applied in turn, f = 0 first.
+        strides: one layer of blocks for each entry, applied in turn; the blocks of a layer with stride s act on
+            components that lie s apart.  (1,) is the plain block-diagonal matrix; (1, b) a butterfly, which mixes b^2
+            components.  b s has to divide the width.
         readout: "exact" or "sign-constrained", see :mod:`cua.readout`.
 
     Raises:
@@ -33,11 +34,11 @@ class CUAConfig:
     layers: tuple[int, ...] | None = None
     side: str = "input"
     block_size: int = 4
-    depth: int = 1
+    strides: tuple[int, ...] = (1,)
     readout: str = "exact"
 
     def __post_init__(self) -> None:
-        for field in ("target_modules", "layers"):  # lists come from JSON and from hurried users
+        for field in ("target_modules", "layers", "strides"):  # lists come from JSON and from hurried users
             value = getattr(self, field)
             object.__setattr__(self, field, tuple(value) if isinstance(value, list | set | range) else value)
         suffixes = self.target_modules
@@ -59,15 +60,16 @@ class CUAConfig:
             raise ValueError(f"unknown side {self.side!r}; known: {', '.join(SIDES)}")
         if type(self.block_size) is not int or not 2 <= self.block_size <= 64:
             raise ValueError(f"block_size={self.block_size!r}: expected a whole number from 2 to 64")
-        if type(self.depth) is not int or not 1 <= self.depth <= 8:
-            raise ValueError(f"depth={self.depth!r}: expected a whole number from 1 to 8")
+        strides = self.strides
+        if not isinstance(strides, tuple) or not strides or any(type(s) is not int or s < 1 for s in strides):
+            raise ValueError(f"strides={strides!r}: expected whole numbers from 1, such as (1,) or (1, block_size)")
         if self.readout not in READOUTS:
             raise ValueError(f"unknown readout {self.readout!r}; known: {', '.join(READOUTS)}")
 
 
 def theta_shape(layer: nn.Linear, config: CUAConfig) -> tuple[int, int]:
-    """Shape of the parameters on one layer, ``(n_blocks, b(b-1)/2)``; the blocks of factor 0 come first."""
-    n_blocks = config.depth * _side_width(layer, config.side) // config.block_size
+    """Shape of the parameters on one layer, ``(n_blocks, b(b-1)/2)``; the blocks of the first stride come first."""
+    n_blocks = len(config.strides) * _side_width(layer, config.side) // config.block_size
     return n_blocks, n_parameters(config.block_size)
 
 
@@ -96,12 +98,16 @@ def matching_layers(model: nn.Module, config: CUAConfig) -> dict[str, nn.Linear]
         )
     widths = {name: _side_width(module, config.side) for name, module in targets.items()}
     for name, width in widths.items():
-        if width % config.block_size**config.depth:
-            valid = [b for b in range(2, 65) if all(w % b**config.depth == 0 for w in widths.values())]
-            power = "" if config.depth == 1 else f" to the power of depth={config.depth}"
+        if width % config.block_size:
+            valid = [b for b in range(2, 65) if all(w % b == 0 for w in widths.values())]
             raise ValueError(
-                f"block_size={config.block_size}{power} does not divide the {config.side} width {width} of {name}; "
+                f"block_size={config.block_size} does not divide the {config.side} width {width} of {name}; "
                 f"sizes that fit every matched layer: {', '.join(map(str, valid)) or 'none'}"
+            )
+        if wrong := [s for s in config.strides if width % (config.block_size * s)]:
+            reach = f"block_size * {wrong[0]} = {config.block_size * wrong[0]}"
+            raise ValueError(
+                f"strides={config.strides}: {reach} does not divide the {config.side} width {width} of {name}"
             )
     return targets
 

@@ -78,7 +78,7 @@ class BlockRunner:
     Args:
         q: ``(n_blocks, b, b)`` orthogonal.
         execution: how.
-        stream: number of this layer and factor, so that each draws shots of its own.
+        stream: number of this layer and stride, so that each draws shots of its own.
 
     Raises:
         ValueError: if the superdense circuit or the sign-faithful readout is asked for blocks other than 4x4, one turns
@@ -189,7 +189,7 @@ def run_on_circuits(adapter: Adapter, execution: Execution) -> Iterator[None]:
     with ExitStack() as stack, torch.no_grad():
         for module in adapter.modules.values():
             blocks = cayley(skew(module.theta.double(), adapter.config.block_size))  # Qiskit wants 1e-8, not float32
-            executors = tuple(executor(q) for q in blocks.chunk(adapter.config.depth))
+            executors = tuple(executor(q) for q in blocks.chunk(len(adapter.config.strides)))
             stack.callback(setattr, module, "executors", module.executors)
             module.executors = executors
         yield

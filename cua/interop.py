@@ -34,13 +34,13 @@ def to_peft(adapter: Adapter, folder: str | Path) -> Path:
         The folder, with ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Raises:
-        ValueError: for another readout, the output side or a butterfly, which OFT does not have.
+        ValueError: for another readout, the output side or strides other than (1,), which OFT does not have.
     """
     config = adapter.config
-    if config.readout != "exact" or config.side != "input" or config.depth != 1:
+    if config.readout != "exact" or config.side != "input" or config.strides != (1,):
         raise ValueError(
             f"PEFT's OFT is one exact block-wise rotation of the input; this adapter has the {config.readout} readout, "
-            f"the {config.side} side and depth {config.depth}"
+            f"the {config.side} side and strides {config.strides}"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

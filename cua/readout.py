@@ -99,24 +99,24 @@ def sign_constrained(x: Tensor, q: Tensor) -> Tensor:
     return torch.copysign(block_matmul(x, q), x.detach())
 
 
-def apply_factors(
-    x: Tensor, factors: Iterable[tuple[int, Tensor]], read: Callable[[Tensor, Tensor], Tensor] = block_matmul
+def apply_blocks(
+    x: Tensor, layers: Iterable[tuple[int, Tensor]], read: Callable[[Tensor, Tensor], Tensor] = block_matmul
 ) -> Tensor:
-    """Apply layers of blocks in turn, each on components of its own stride: a butterfly.
+    """Apply layers of blocks in turn, each on components of its own stride.
 
     Args:
         x: ``(..., width)``.
-        factors: pairs of a factor's number f and its blocks ``(n_blocks, b, b)``, which act on components b^f apart.
-            Factor 0 alone is the plain block-diagonal product.  Q^T is the transposed blocks in the reversed order.
+        layers: pairs of a stride and the blocks ``(n_blocks, b, b)`` that act on components so far apart.  Stride 1 is
+            the plain block-diagonal product.  Q^T is the transposed blocks in the reversed order.
         read: readout of each layer.
 
     Returns:
         ``(..., width)``.
     """
-    for factor, q in factors:
+    for stride, q in layers:
         b = q.shape[-1]
-        slices = x.unflatten(-1, (-1, b, b**factor)).mT.flatten(-3)  # components b^f apart become neighbours
-        x = read(slices, q).unflatten(-1, (-1, b**factor, b)).mT.flatten(-3)
+        slices = x.unflatten(-1, (-1, b, stride)).mT.flatten(-3)  # components one stride apart become neighbours
+        x = read(slices, q).unflatten(-1, (-1, stride, b)).mT.flatten(-3)
     return x
 
 

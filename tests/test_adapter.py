@@ -103,70 +103,70 @@ def test_the_wrapped_layer_is_the_dense_formula(b, bias, side, move):
     torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-12)
 
 
-def dense_butterfly(blocks, b, depth):
-    """Factor f as blocks on the diagonal, after the permutation that makes components b^f apart neighbours."""
-    dense = torch.eye(b * len(blocks) // depth).double()
-    for factor, q in enumerate(blocks.chunk(depth)):
-        order = np.arange(len(dense)).reshape(-1, b, b**factor).swapaxes(1, 2).ravel()
+def dense_matrix(blocks, b, strides):
+    """Each stride as blocks on the diagonal, after the permutation that makes components so far apart neighbours."""
+    dense = torch.eye(b * len(blocks) // len(strides)).double()
+    for stride, q in zip(strides, blocks.chunk(len(strides)), strict=True):
+        order = np.arange(len(dense)).reshape(-1, b, stride).swapaxes(1, 2).ravel()
         permutation = torch.eye(len(dense)).double()[order]
         dense = permutation.T @ torch.block_diag(*q) @ permutation @ dense
     return dense
 
 
-BUTTERFLIES = [(4, 2), (2, 4), (2, 3), (3, 2)]
+STRIDES = [(4, (1, 4)), (2, (1, 2, 4, 8)), (3, (1, 3)), (4, (4, 1, 4)), (4, (3, 12)), (2, (5, 1)), (4, (1, 1))]
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize(("b", "depth"), [*BUTTERFLIES, (4, 1)])
-def test_a_butterfly_is_the_dense_matrix(b, depth, side, move):
+@pytest.mark.parametrize(("b", "strides"), [*STRIDES, (4, (1,)), (4, (4,))])
+def test_strides_are_the_dense_matrix(b, strides, side, move):
     torch.manual_seed(0)
-    layer = nn.Linear(144, 144).double()
+    layer = nn.Linear(720, 720).double()
     model = nn.Sequential(layer)
-    adapter = move(attach(model, CUAConfig("0", side=side, block_size=b, depth=depth)))
+    adapter = move(attach(model, CUAConfig("0", side=side, block_size=b, strides=strides)))
     blocks = adapter.modules["0"].blocks()
-    assert blocks.shape == (depth * 144 // b, b, b)
-    q = dense_butterfly(blocks, b, depth)
-    torch.testing.assert_close(q @ q.T, torch.eye(144).double(), rtol=0, atol=1e-13)
-    x = torch.randn(2, 5, 144).double()
+    assert blocks.shape == (len(strides) * 720 // b, b, b)
+    q = dense_matrix(blocks, b, strides)
+    torch.testing.assert_close(q @ q.T, torch.eye(720).double(), rtol=0, atol=1e-13)
+    x = torch.randn(2, 5, 720).double()
     expected = layer(x @ q.T) if side == "input" else layer(x) @ q.T
     torch.testing.assert_close(model(x), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("readout", READOUTS)
-@pytest.mark.parametrize(("b", "depth"), [(4, 2), (2, 4), (2, 3)])
-def test_a_new_butterfly_changes_no_bit(llama, ids, b, depth, readout, side):
+@pytest.mark.parametrize(("b", "strides"), [(4, (1, 4)), (2, (1, 2, 4, 8)), (4, (2, 1))])
+def test_new_blocks_of_any_stride_change_no_bit(llama, ids, b, strides, readout, side):
     base = logits(llama, ids)
-    adapter = attach(llama, CUAConfig(side=side, block_size=b, depth=depth, readout=readout))
+    adapter = attach(llama, CUAConfig(side=side, block_size=b, strides=strides, readout=readout))
     assert torch.equal(logits(llama, ids), base)
     llama(ids, labels=ids).loss.backward()
     for module in adapter.modules.values():
-        assert all(factor.abs().max() > 0 for factor in module.theta.grad.chunk(depth))
+        assert all(part.abs().max() > 0 for part in module.theta.grad.chunk(len(strides)))
 
 
-def test_depth_one_is_the_first_factor(llama, make_llama, ids, move):
-    deep, flat = attach(llama, CUAConfig(depth=2)), make_llama()
+def test_one_stride_is_the_first_of_two(llama, make_llama, ids, move):
+    deep, flat = attach(llama, CUAConfig(strides=(1, 4))), make_llama()
     plain = move(attach(flat, CUAConfig()))
     with torch.no_grad():
         for theta, one in zip(deep.parameters(), plain.parameters(), strict=True):
             theta[: len(one)] = one
     torch.testing.assert_close(logits(llama, ids), logits(flat, ids), rtol=0, atol=1e-6)
-    assert "butterfly of depth 2" in str(deep)
-    assert "butterfly" not in str(plain)
-    assert [len(factor) for factor in deep.modules[V_PROJ[0]].factors()] == [8, 8]
+    assert "strides 1, 4" in str(deep)
+    assert "strides" not in str(plain)
+    assert [(stride, len(q)) for stride, q in deep.modules[V_PROJ[0]].blocks_by_stride()] == [(1, 8), (4, 8)]
     assert deep.n_parameters == 2 * plain.n_parameters
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize(("b", "depth"), [(4, 2), (2, 3)])
+@pytest.mark.parametrize(("b", "strides"), [(4, (1, 4)), (2, (1, 2, 4)), (2, (8, 1))])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)], ids=str)
-def test_merge_of_a_butterfly(make_llama, ids, move, dtype, tolerance, b, depth, side):
+def test_merge_with_strides(make_llama, ids, move, dtype, tolerance, b, strides, side):
     model = make_llama(attention_bias=True, mlp_bias=True).to(dtype)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter)
     base = logits(model, ids)
-    config = CUAConfig(("q_proj", "v_proj", "down_proj"), side=side, block_size=b, depth=depth)
+    config = CUAConfig(("q_proj", "v_proj", "down_proj"), side=side, block_size=b, strides=strides)
     adapter = move(attach(model, config))
     moved = logits(model, ids)
     assert (moved - base).abs().max() > 0.1
@@ -302,10 +302,11 @@ def test_a_second_adapter_leaves_the_first_trainable(llama):
         ({"block_size": True}, "block_size=True"),
         ({"block_size": 4.0}, "block_size=4.0"),
         ({"block_size": "4"}, "block_size='4'"),
-        ({"depth": 0}, "depth=0: expected a whole number from 1 to 8"),
-        ({"depth": 9}, "depth=9"),
-        ({"depth": True}, "depth=True"),
-        ({"depth": 2.0}, "depth=2.0"),
+        ({"strides": ()}, r"strides=\(\): expected whole numbers from 1, such as"),
+        ({"strides": (1, 0)}, r"strides=\(1, 0\)"),
+        ({"strides": (True,)}, r"strides=\(True,\)"),
+        ({"strides": (1, 4.0)}, r"strides=\(1, 4.0\)"),
+        ({"strides": 4}, "strides=4"),
         ({"target_modules": ()}, "expected suffixes such as"),
         ({"target_modules": []}, "expected suffixes such as"),
         ({"target_modules": ""}, "expected suffixes such as"),
@@ -339,10 +340,12 @@ def test_a_set_in_the_config_is_accepted_and_saved_or_refused(llama, options, tm
         ({"block_size": 5}, "block_size=5 does not divide the input width 32 of .*: 2, 4, 8, 16, 32$"),
         ({"block_size": 32, "side": "output"}, "block_size=32 does not divide the output width 16 .*: 2, 4, 8, 16$"),
         ({"target_modules": ("v_proj", "down_proj"), "block_size": 64}, "input width 32 of .*: 2, 4, 8, 16, 32$"),
-        ({"depth": 3}, "block_size=4 to the power of depth=3 does not divide the input width 32 of .*layer: 2$"),
-        ({"depth": 2, "block_size": 8}, "to the power of depth=2 does not divide the input width 32 .*layer: 2, 4$"),
-        ({"depth": 3, "side": "output"}, "to the power of depth=3 does not divide the output width 16 .*layer: 2$"),
-        ({"depth": 6, "block_size": 2}, "to the power of depth=6 does not divide .*layer: none$"),
+        (
+            {"strides": (1, 4, 16)},
+            r"strides=\(1, 4, 16\): block_size \* 16 = 64 does not divide the input width 32 of ",
+        ),
+        ({"strides": (3,)}, r"block_size \* 3 = 12 does not divide the input width 32 of "),
+        ({"strides": (1, 8), "side": "output"}, r"block_size \* 8 = 32 does not divide the output width 16 of "),
         ({"target_modules": ("value",)}, r"suffixes in this model: down_proj, .*v_proj; decoder layers: 0 to 3"),
         ({"layers": (4,)}, r"layers=\(4,\); suffixes in this model: .*v_proj; decoder layers: 0 to 3"),
         ({"target_modules": "v_proj"}, "no linear layer matches target_modules='v_proj'"),

@@ -57,8 +57,8 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
         {"target_modules": ("q_proj", "lm_head"), "block_size": 8},
         {"target_modules": r".*\.[13]\..*o_proj", "side": "output", "readout": "sign-constrained"},
         {"layers": (1, 3), "block_size": 2},
-        {"depth": 2},
-        {"depth": 3, "block_size": 2, "side": "output", "readout": "sign-constrained"},
+        {"strides": (1, 4)},
+        {"strides": (4, 1, 2), "block_size": 2, "side": "output", "readout": "sign-constrained"},
     ],
     ids=str,
 )
@@ -144,9 +144,9 @@ DAMAGE = {
     "NaN": (poison, rf"{V_PROJ[2]} hold NaN or infinity"),
     "infinity": (lambda folder: poison(folder, -torch.inf), "NaN or infinity"),
     "block size": (edit_config(block_size=8), r"\(8, 6\); this model needs \(4, 28\)"),
-    "depth": (edit_config(depth=2), r"\(8, 6\); this model needs \(16, 6\)"),
-    "depth beyond the width": (edit_config(depth=3), "to the power of depth=3 does not divide"),
-    "no depth": (edit_config(depth=0), "depth=0"),
+    "strides": (edit_config(strides=[1, 4]), r"\(8, 6\); this model needs \(16, 6\)"),
+    "stride beyond the width": (edit_config(strides=[16]), r"block_size \* 16 = 64 does not divide"),
+    "no strides": (edit_config(strides=[]), "strides="),
     "fewer modules": (lambda folder: rewrite(folder, {V_PROJ[1]: torch.zeros(8, 6)}), f"{V_PROJ[2]} has shape None"),
     "other layers": (edit_config(layers=[1, 3]), f"{V_PROJ[2]} has shape .* needs None"),
     "shapes": (lambda folder: rewrite(folder, {n: t[:7] for n, t in tensors(folder).items()}), r"\(7, 6\); this model"),
@@ -237,9 +237,9 @@ def test_description(llama, saved):
     assert {name: tuple(theta.shape) for name, theta in tensors(saved).items()} == dict.fromkeys(V_PROJ[1:3], (8, 6))
 
 
-def test_a_checkpoint_from_before_butterflies_has_depth_one(llama, saved):
+def test_a_checkpoint_from_before_strides_has_stride_one(llama, saved):
     config = json.loads((saved / "adapter.json").read_text())["config"]
-    del config["depth"]
+    del config["strides"]
     rewrite(saved, config=config)
     assert cua.load(llama, saved).config == CUAConfig(layers=(1, 2))
 

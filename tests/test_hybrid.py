@@ -130,10 +130,10 @@ EXACT = [
     ({"side": "output"}, "superdense", "sign-faithful"),
     ({"block_size": 2}, "textbook", "true-signs"),
     ({"block_size": 8}, "textbook", "true-signs"),
-    ({"depth": 2}, "superdense", "sign-faithful"),
-    ({"depth": 2}, "textbook", "true-signs"),
-    ({"depth": 2, "side": "output"}, "superdense", "sign-faithful"),
-    ({"depth": 3, "block_size": 2}, "textbook", "true-signs"),
+    ({"strides": (1, 4)}, "superdense", "sign-faithful"),
+    ({"strides": (1, 4)}, "textbook", "true-signs"),
+    ({"strides": (4, 1), "side": "output"}, "superdense", "sign-faithful"),
+    ({"strides": (1, 2, 4), "block_size": 2}, "textbook", "true-signs"),
 ]
 
 
@@ -152,7 +152,7 @@ def test_infinitely_many_perfect_shots_are_the_exact_model(llama, ids, adapted, 
 @pytest.mark.parametrize("circuit", ["superdense", "textbook"])
 @pytest.mark.parametrize(
     ("trained", "options"),
-    [("exact", {}), ("sign-constrained", {"depth": 2}), ("sign-constrained", {"side": "output"})],
+    [("exact", {}), ("sign-constrained", {"strides": (1, 4)}), ("sign-constrained", {"side": "output"})],
     ids=str,
 )
 def test_the_sign_constrained_model(make_llama, llama, ids, move, adapted, trained, circuit, options):
@@ -221,7 +221,7 @@ def test_more_shots_come_closer(llama, ids, adapted):
     assert errors[0] > 4 * errors[1] > 40 * errors[2] > 0
 
 
-@pytest.mark.parametrize("options", [{}, {"depth": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"strides": (1, 4)}], ids=str)
 @pytest.mark.parametrize(("circuit", "readout"), [("superdense", "sign-faithful"), ("textbook", "true-signs")])
 def test_noise_moves_the_model_and_mitigation_moves_it_back(llama, ids, adapted, mesh_noise, circuit, readout, options):
     adapter = adapted(**options)

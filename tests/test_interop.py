@@ -128,7 +128,7 @@ def test_refuses_the_default_of_peft(llama, make_llama, tmp_path):
     [
         ({"readout": "sign-constrained"}, "the sign-constrained readout"),
         ({"side": "output"}, "the output side"),
-        ({"depth": 2}, "depth 2"),
+        ({"strides": (1, 4)}, r"strides \(1, 4\)"),
     ],
     ids=str,
 )

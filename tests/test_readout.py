@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from cua import READOUTS, cayley, n_parameters, skew
-from cua.readout import apply_factors, block_matmul, sign_constrained
+from cua.readout import apply_blocks, block_matmul, sign_constrained
 
 # (n_blocks, b): one block, many tiles, sizes that do not divide a tile, blocks as wide as a tile and wider.
 SHAPES = [(1, 2), (1, 4), (1, 64), (7, 4), (8, 4), (9, 4), (144, 4), (37, 4), (17, 2), (13, 3), (50, 3), (31, 5)]
@@ -117,37 +117,37 @@ def test_names():
 
 
 @pytest.mark.parametrize("b", [2, 3, 4])
-def test_two_factors_with_one_block_each_are_a_kronecker_product(b):
-    """Component g b^2 + j b + i: factor 0 acts on i, factor 1 on j, both the same in every group g."""
+def test_two_strides_with_one_block_each_are_a_kronecker_product(b):
+    """Component g b^2 + j b + i: stride 1 acts on i, stride b on j, both the same in every group g."""
     _, (a, c) = problem(2, b)
     x, _ = problem(5 * b, b, 7)
     dense = torch.from_numpy(np.kron(np.eye(5), np.kron(c, a)))
-    found = apply_factors(x, [(0, a.expand(5 * b, b, b)), (1, c.expand(5 * b, b, b))])
+    found = apply_blocks(x, [(1, a.expand(5 * b, b, b)), (b, c.expand(5 * b, b, b))])
     torch.testing.assert_close(found, x @ dense.T, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("read", READOUTS.values(), ids=READOUTS)
-@pytest.mark.parametrize(("width", "b", "factor"), [(32, 4, 0), (32, 4, 1), (128, 4, 2), (48, 2, 3), (54, 3, 2)])
-def test_a_factor_acts_on_components_its_stride_apart(width, b, factor, read):
+@pytest.mark.parametrize(("width", "b", "stride"), [(32, 4, 1), (32, 4, 4), (128, 4, 16), (48, 2, 8), (60, 3, 5)])
+def test_blocks_act_on_components_a_stride_apart(width, b, stride, read):
     x, q = problem(width // b, b, 2, 3)
     expected, block = torch.empty_like(x), iter(q)
-    for start in range(0, width, b ** (factor + 1)):
-        for offset in range(b**factor):
-            components = start + offset + b**factor * torch.arange(b)
+    for start in range(0, width, b * stride):
+        for offset in range(stride):
+            components = start + offset + stride * torch.arange(b)
             expected[..., components] = read(x[..., components], next(block)[None])
-    torch.testing.assert_close(apply_factors(x, [(factor, q)], read), expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(apply_blocks(x, [(stride, q)], read), expected, rtol=0, atol=1e-13)
 
 
-def test_transposed_factors_in_reverse_order_undo_a_butterfly():
+def test_transposed_blocks_in_reverse_order_undo_them():
     x, q = problem(3 * 32, 4, 5)
-    factors = list(enumerate(q.chunk(3)))
+    layers = list(zip((1, 4, 16), q.chunk(3), strict=True))
     x = x[..., :128]
-    y = apply_factors(x, factors)
-    assert not torch.allclose(y, apply_factors(x, factors[::-1]), atol=0.1)
-    back = apply_factors(y, [(factor, blocks.mT) for factor, blocks in factors[::-1]])
+    y = apply_blocks(x, layers)
+    assert not torch.allclose(y, apply_blocks(x, layers[::-1]), atol=0.1)
+    back = apply_blocks(y, [(stride, blocks.mT) for stride, blocks in layers[::-1]])
     torch.testing.assert_close(back, x, rtol=0, atol=1e-13)
 
 
-def test_no_factor_changes_nothing():
+def test_no_layer_changes_nothing():
     x, _ = problem(8, 4, 2)
-    assert apply_factors(x, []) is x
+    assert apply_blocks(x, []) is x

@@ -23,18 +23,18 @@ BLOCK_SIZES = [
     WikitextStudy(
         name=f"v_proj_{label}",
         question=f"How far do {what} on one v_proj lower WikiText-2 perplexity, read exactly?",
-        adapter=CUAConfig(target_modules=("v_proj",), layers=(20,), block_size=b, depth=depth),
+        adapter=CUAConfig(target_modules=("v_proj",), layers=(20,), block_size=b, strides=strides),
         training=TrainConfig(steps=240, learning_rate=rate, max_k_norm=1.9 if b == 4 else None),
         readouts=("exact",),
         seeds=(0, 1, 2),
     )
-    for label, what, b, depth, rate in [
-        ("bounded", "4x4 blocks that never turn by a right angle", 4, 1, 0.04),
-        ("2x2", "2x2 blocks", 2, 1, 0.04),
-        ("8x8", "8x8 blocks", 8, 1, 0.04),
-        ("16x16", "16x16 blocks", 16, 1, 0.04),
-        ("butterfly", "two butterfly layers of 4x4 blocks", 4, 2, 0.04),
-        ("butterfly3", "three butterfly layers of 4x4 blocks", 4, 3, 0.04),
+    for label, what, b, strides, rate in [
+        ("bounded", "4x4 blocks that never turn by a right angle", 4, (1,), 0.04),
+        ("2x2", "2x2 blocks", 2, (1,), 0.04),
+        ("8x8", "8x8 blocks", 8, (1,), 0.04),
+        ("16x16", "16x16 blocks", 16, (1,), 0.02),
+        ("butterfly", "two butterfly layers of 4x4 blocks", 4, (1, 4), 0.04),
+        ("butterfly3", "three butterfly layers of 4x4 blocks", 4, (1, 4, 16), 0.04),
     ]
 ]
 BOUNDED = BLOCK_SIZES[0]

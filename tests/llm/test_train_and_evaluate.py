@@ -94,7 +94,7 @@ def k_norms(adapter):
 
 
 @pytest.mark.parametrize("bound", [0.01, 0.8, 1.9])
-@pytest.mark.parametrize("options", [{}, {"block_size": 2}, {"block_size": 16}, {"depth": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"block_size": 2}, {"block_size": 16}, {"strides": (1, 4)}], ids=str)
 def test_bound_k(llama, move, options, bound):
     adapter = move(attach(llama, CUAConfig(**options)), size=bound)
     with torch.no_grad():
