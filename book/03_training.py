@@ -49,7 +49,7 @@ import torch
 
 import cua
 from cua import CUAConfig
-from cua.experiments.protocol import mean_interval, percent_change
+from cua.experiments.protocol import percent_change
 from cua.experiments.record import load_result, quote
 from cua.llm.data import load_corpus, windows
 from cua.llm.evaluate import perplexity
@@ -240,17 +240,17 @@ for name, study in studies.items():
     print(f"  windows of {test['window']:,}; trained with")
     print("  " + ", ".join(f"{k} {v:g}" for k, v in study["config"]["training"].items()))
     for readout in study["config"]["readouts"]:
-        if values := changes(study, readout):
-            print(f"  {readout:17} {quote(mean_interval(values, '%'))}, seeds: {len(values)}")
+        number = study["headline"][f"{readout.replace('-', '_')}_change"]
+        print(f"  {readout:17} {quote(number)}, seeds: {len(changes(study, readout))}")
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-recorded", "caption": "Recorded: change of WikiText-2 test perplexity, SmolLM2-135M-Instruct. Small marks are seeds, bars 95 % intervals of their mean."}, "image": {"alt": "Horizontal point plot. One v_proj with 864 parameters lies a few per cent below zero, all thirty with 25,920 parameters much lower, sign-constrained slightly to the right of exact in both."}}
 figure, axes = plt.subplots()
 for row, study in enumerate(studies.values()):
     for y, readout in zip([row - 0.12, row + 0.12], study["config"]["readouts"], strict=True):
-        if not (values := changes(study, readout)):
-            continue
         look = {"color": COLOURS[readout], "label": readout if row == 0 else None}
-        interval(axes, mean_interval(values, "%"), y=y, fmt="o", markersize=8, **look)
+        number = study["headline"][f"{readout.replace('-', '_')}_change"]
+        interval(axes, number, y=y, fmt="o", markersize=8, **look)
+        values = changes(study, readout)
         axes.scatter(values, [y] * len(values), s=6, color=COLOURS["base"], zorder=3)
 axes.axvline(0, color=COLOURS["base"], linewidth=1)
 labels = ["one v_proj\n864 parameters", "all thirty v_proj\n25,920 parameters"]
@@ -268,8 +268,7 @@ plt.show()
 for name, study in studies.items():
     for readout in study["config"]["readouts"]:
         label = f"{readout.replace('-', '_')}_change_over_text"
-        if label in study["headline"]:
-            print(f"{name:10} {readout:17} {quote(study['headline'][label])}")
+        print(f"{name:10} {readout:17} {quote(study['headline'][label])}")
 
 # %% [markdown]
 # ## What we learned
