@@ -4,14 +4,21 @@ import time
 from dataclasses import asdict, replace
 from typing import Any
 
-from cua.experiments.protocol import Bench
+from cua.experiments.protocol import Bench, percent_change
 from cua.experiments.record import Record
 from cua.experiments.v_proj import BLOCK_SIZES, BOUNDED
 from cua.llm.models import identity
 
 NAME = "block_size_selection"
 QUESTION = "Which learning rate lowers held-out validation perplexity most, for each block size on one v_proj?"
-STUDIES = [study for study in BLOCK_SIZES if study is not BOUNDED]  # that one keeps the rate of v_proj_one
+OTHER_BUTTERFLIES = {"v_proj_butterfly3": (1, 4, 16), "v_proj_butterfly5_repeated": (1, 4, 1, 4, 1)}  # to compare with
+STUDIES = {study.name: study for study in BLOCK_SIZES if study is not BOUNDED}  # that one keeps the rate of v_proj_one
+STUDIES |= {
+    name: replace(
+        STUDIES["v_proj_butterfly"], name=name, adapter=replace(STUDIES["v_proj_butterfly"].adapter, strides=strides)
+    )
+    for name, strides in OTHER_BUTTERFLIES.items()
+}
 RATES, STEPS = (0.01, 0.02, 0.04, 0.08), 120
 
 
@@ -22,13 +29,17 @@ def run() -> dict[str, Any]:
         {
             "name": NAME,
             "question": QUESTION,
-            "config": {"rates": RATES, "steps": STEPS, "adapters": {s.name: asdict(s.adapter) for s in STUDIES}},
+            "config": {
+                "rates": RATES,
+                "steps": STEPS,
+                "adapters": {name: asdict(study.adapter) for name, study in STUDIES.items()},
+            },
             "seeds": [0],
             "model": identity(bench.model),
             "data": bench.data,
         }
     )
-    trained = {f"{study.name}-rate{rate}": (study, rate) for study in STUDIES for rate in RATES}
+    trained = {f"{study.name}-rate{rate}": (study, rate) for study in STUDIES.values() for rate in RATES}
     for key in record.missing(["base", *trained]):
         started = time.perf_counter()
         if key == "base":
@@ -41,7 +52,10 @@ def run() -> dict[str, Any]:
     if not record.has("base", *trained):
         return record.result
     runs = record.result["runs"]
-    best = {s.name: min(RATES, key=lambda rate: runs[f"{s.name}-rate{rate}"]["perplexity"]) for s in STUDIES}
-    return record.finish(
-        {f"{name}_rate": {"value": rate, "low": None, "high": None, "unit": "1"} for name, rate in best.items()}
-    )
+    headline = {}
+    for name in STUDIES:
+        best = min(RATES, key=lambda rate: runs[f"{name}-rate{rate}"]["perplexity"])
+        change = percent_change(runs[f"{name}-rate{best}"], runs["base"])
+        headline[f"{name}_rate"] = {"value": best, "low": None, "high": None, "unit": "1"}
+        headline[f"{name}_change"] = {"value": change, "low": None, "high": None, "unit": "%"}
+    return record.finish(headline)

@@ -42,7 +42,7 @@ TRAINED = {  # folders of adapters, less the seed
     "8x8": "v_proj_8x8/exact",
     "16x16": "v_proj_16x16/exact",
     "butterfly": "v_proj_butterfly/exact",
-    "butterfly3": "v_proj_butterfly3/exact",
+    "butterfly5": "v_proj_butterfly5/exact",
 }
 QUBITS = {"2x2": 1, "8x8": 3, "16x16": 4}  # the others: 2
 MAIN_PIPELINES = [
@@ -51,8 +51,8 @@ MAIN_PIPELINES = [
 ]
 MORE_PIPELINES = [
     *(("4x4_constrained", circuit, "sign-constrained") for circuit in ("textbook", "superdense")),
-    *((size, "superdense", "true-signs") for size in ("4x4", "butterfly", "butterfly3")),
-    *((size, "superdense", "sign-faithful") for size in ("butterfly", "butterfly3")),
+    *((size, "superdense", "true-signs") for size in ("4x4", "butterfly", "butterfly5")),
+    *((size, "superdense", "sign-faithful") for size in ("butterfly", "butterfly5")),
 ]
 SEEDS = (0, 1, 2)
 

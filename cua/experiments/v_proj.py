@@ -34,7 +34,7 @@ BLOCK_SIZES = [
         ("8x8", "8x8 blocks", 8, (1,), 0.04),
         ("16x16", "16x16 blocks", 16, (1,), 0.02),
         ("butterfly", "two butterfly layers of 4x4 blocks", 4, (1, 4), 0.04),
-        ("butterfly3", "three butterfly layers of 4x4 blocks", 4, (1, 4, 16), 0.02),
+        ("butterfly5", "five butterfly layers of 4x4 blocks", 4, (1, 4, 16, 48, 144), 0.02),
     ]
 ]
 BOUNDED = BLOCK_SIZES[0]
