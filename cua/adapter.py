@@ -106,7 +106,12 @@ class Adapter:
                 module.enabled = before[name]
 
     def detach(self) -> nn.Module:
-        """Take the adapter off and return the base model, its weights untouched (and still frozen)."""
+        """Take the adapter off and return the base model, its weights untouched (and still frozen).
+
+        Raises:
+            ValueError: if it has been taken off or merged before.
+        """
+        self._check_attached()
         for name, module in self.modules.items():
             _replace(self.model, name, module.base_layer)
         return self.model
@@ -116,9 +121,11 @@ class Adapter:
         """Fold Q into the base weights (W <- W Q, or W <- Q W and bias <- Q bias) and return the plain model.
 
         Raises:
-            ValueError: for a readout other than exact (it is not linear in x), and for weights that are quantised,
-                offloaded or shared with another layer.  Nothing is changed then.
+            ValueError: for a readout other than exact (it is not linear in x), for weights that are quantised,
+                offloaded or shared with another layer, and for an adapter that has been taken off or merged before.
+                Nothing is changed then.
         """
+        self._check_attached()
         if self.config.readout != "exact":
             raise ValueError(
                 f"the {self.config.readout} readout is not a linear map of the activations, so no weight matrix equals "
@@ -143,6 +150,11 @@ class Adapter:
                 if layer.bias is not None:
                     layer.bias.copy_(apply_blocks(layer.bias.double(), blocks))
         return self.detach()
+
+    def _check_attached(self) -> None:
+        for name, module in self.modules.items():
+            if self.model.get_submodule(name) is not module:
+                raise ValueError(f"{name} does not carry this adapter any more: it was detached, merged or replaced")
 
     def __str__(self) -> str:
         total = sum(p.numel() for p in self.model.parameters()) - self.n_parameters

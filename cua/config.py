@@ -77,7 +77,8 @@ def matching_layers(model: nn.Module, config: CUAConfig) -> dict[str, nn.Linear]
     """The linear layers that :func:`attach` would wrap, by dotted name, in model order.
 
     Raises:
-        ValueError: if nothing matches (the candidates are named), a matching module already has an adapter, or the
+        ValueError: if nothing matches, or nothing matches one of the suffixes or layer numbers (the candidates are
+            named), a matching module already has an adapter, or the
             block size does not divide a width (the sizes that do are named).
     """
     linear = {}
@@ -88,12 +89,19 @@ def matching_layers(model: nn.Module, config: CUAConfig) -> dict[str, nn.Linear]
         if isinstance(module, nn.Linear) and wrapped == name != "":
             linear[name] = module
     targets = {name: module for name, module in linear.items() if _matches(name, config)}
-    if not targets:
+    matched = {layer_number(name) for name in targets}
+    idle = [f"layer {n}" for n in config.layers or () if n not in matched]
+    if not isinstance(config.target_modules, str):
+        idle += [f"target {suffix!r}" for suffix in config.target_modules if not any(_ends(n, suffix) for n in targets)]
+    if idle or not targets:
         suffixes = sorted({name.rsplit(".", 1)[-1] for name in linear})
         numbers = [n for n in map(layer_number, linear) if n is not None]
         where = f"; decoder layers: 0 to {max(numbers)}" if numbers else ""
+        if config.target_modules in suffixes:
+            where += "; a string has to match the whole name as a regular expression, a tuple (...,) holds suffixes"
+        part = f"{' or '.join(idle)} of " if targets else ""
         raise ValueError(
-            f"no linear layer matches target_modules={config.target_modules!r}, layers={config.layers!r}; "
+            f"no linear layer matches {part}target_modules={config.target_modules!r}, layers={config.layers!r}; "
             f"suffixes in this model: {', '.join(suffixes) or 'none'}{where}"
         )
     widths = {name: _side_width(module, config.side) for name, module in targets.items()}
@@ -122,7 +130,11 @@ def _matches(name: str, config: CUAConfig) -> bool:
         return False
     if isinstance(config.target_modules, str):
         return re.fullmatch(config.target_modules, name) is not None
-    return any(f".{name}".endswith(f".{suffix}") for suffix in config.target_modules)
+    return any(_ends(name, suffix) for suffix in config.target_modules)
+
+
+def _ends(name: str, suffix: str) -> bool:
+    return f".{name}".endswith(f".{suffix}")
 
 
 def layer_number(name: str) -> int | None:

@@ -7,11 +7,13 @@ with run_on_circuits(adapter, Execution(noise=DeviceNoise(backend), places=disjo
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import count
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from qiskit import QuantumCircuit
 from torch import Tensor
 
 from cua.adapter import Adapter
@@ -25,7 +27,13 @@ from cua.quantum.circuits import (
 )
 from cua.quantum.engine import NoisyCircuit
 from cua.quantum.estimate import QUARTER_TURN, sample, sign_constrained, sign_faithful
-from cua.quantum.mitigation import depolarising_response, depolarising_strength, mitigate, readout_response
+from cua.quantum.mitigation import (
+    depolarising_response,
+    depolarising_strength,
+    inverse_response,
+    mitigate,
+    readout_response,
+)
 from cua.quantum.noise import DeviceNoise
 
 CIRCUITS = ("superdense", "textbook")
@@ -46,10 +54,11 @@ class Execution:
         places: chains of coupled physical qubits, in the order of the circuit's; block i runs on chain i modulo their
             number.
         mitigation: "none", "readout" or "readout+depolarising".
-        seed: of the shots.
+        seed: of the shots.  Runs that differ in nothing but mitigation correct the same counts.
 
     Raises:
-        ValueError: for an unknown name, shots below two, noise without places, or mitigation without noise.
+        ValueError: for an unknown name, shots below two, a negative seed, noise without places, or mitigation without
+            noise.
     """
 
     circuit: str = "superdense"
@@ -64,8 +73,12 @@ class Execution:
         for field, known in (("circuit", CIRCUITS), ("readout", READOUTS), ("mitigation", MITIGATIONS)):
             if getattr(self, field) not in known:
                 raise ValueError(f"unknown {field} {getattr(self, field)!r}; known: {', '.join(known)}")
-        if self.shots is not None and self.shots < 2:
-            raise ValueError(f"shots={self.shots}: at least 2, or None for infinitely many")
+        object.__setattr__(self, "places", tuple(tuple(map(int, place)) for place in self.places))
+        for field, least in (("shots", 2), ("seed", 0)):
+            value = getattr(self, field)
+            if (value is not None or field == "seed") and (type(value) is not int or value < least):
+                also = ", or None for infinitely many" if field == "shots" else ""
+                raise ValueError(f"{field}={value!r}: expected a whole number, at least {least}{also}")
         if self.noise is not None and not self.places:
             raise ValueError("noise needs places, the physical qubits: see cua.quantum.layout.disjoint_paths")
         if self.noise is None and self.mitigation != "none":
@@ -82,7 +95,8 @@ class BlockRunner:
 
     Raises:
         ValueError: if the superdense circuit or the sign-faithful readout is asked for blocks other than 4x4, one turns
-            so far that its global sign cannot be known (|K|_2 >= 2), or a place does not fit the circuit or the device.
+            so far that its global sign cannot be known (|K|_2 >= 2), a place does not fit the circuit or the device, or
+            nothing is left of a signal that is to be mitigated.
     """
 
     def __init__(self, q: NDArray[np.float64], execution: Execution, stream: int = 0) -> None:
@@ -90,7 +104,10 @@ class BlockRunner:
         n_blocks, b, _ = self.q.shape
         for field, wanted in (("circuit", "superdense"), ("readout", "sign-faithful")):
             if getattr(execution, field) == wanted and b != 4:
-                raise ValueError(f"{field}={wanted!r} is for 4x4 blocks; these are {b}x{b}")
+                raise ValueError(
+                    f"{field}={wanted!r} is for 4x4 blocks; these are {b}x{b}: "
+                    "take circuit='textbook' and readout='sign-constrained' or 'true-signs'"
+                )
         if execution.readout == "sign-faithful":
             smallest = np.linalg.eigvalsh((self.q + self.q.swapaxes(1, 2)) / 2)[:, 0]
             if (smallest <= 0).any():
@@ -108,22 +125,28 @@ class BlockRunner:
         else:
             self.circuits = [
                 [
-                    NoisyCircuit(textbook_template(block), execution.noise, [place] if execution.noise else ())
+                    NoisyCircuit(_textbook(block.tobytes(), b), execution.noise, [place] if execution.noise else ())
                     for block, place in zip(blocks, self.places, strict=True)
                 ]
                 for blocks in self.settings
             ]
-        self.responses = [self._response(setting) for setting in range(len(self.settings))]
+        self.inverses = [self._inverse(setting) for setting in range(len(self.settings))]
 
     def __call__(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Estimates of Q x for slices ``(tokens, n_blocks, b)``."""
+        """Estimates of Q x for slices ``(tokens, n_blocks, b)``.
+
+        Raises:
+            ValueError: for slices of another shape.
+        """
         execution = self.execution
+        if x.ndim != 3 or x.shape[1:] != self.q.shape[:2]:
+            raise ValueError(f"slices have shape {x.shape}; expected (tokens, {', '.join(map(str, self.q.shape[:2]))})")
         shots = None if execution.shots is None else execution.shots // len(self.settings)
         counts = []
-        for setting, response in enumerate(self.responses):
+        for setting, inverse in enumerate(self.inverses):
             p = self.probabilities(x, setting)
             seen = 1e9 * p if shots is None else sample(p, shots, self.rng)  # a billion shots stand for all
-            counts.append(seen if response is None else mitigate(seen, response))
+            counts.append(seen if inverse is None else mitigate(seen, inverse))
         if execution.readout == "sign-faithful":
             return sign_faithful(x, *counts, mean_overlap=np.trace(self.q, axis1=1, axis2=2) / 4)
         y = sign_constrained(x, counts[0])
@@ -144,8 +167,8 @@ class BlockRunner:
         parts = [c.probabilities(a[None])[0] for c, a in zip(self.circuits[setting], angles, strict=True)]
         return torch.stack(parts, 1).numpy()
 
-    def _response(self, setting: int) -> NDArray[np.float64] | None:
-        """Response matrix of every block, ``(n_blocks, b, b)`` in the order of components."""
+    def _inverse(self, setting: int) -> NDArray[np.float64] | None:
+        """Inverse of the response matrix of every block, ``(n_blocks, b, b)`` in the order of components."""
         noise, mitigation = self.execution.noise, self.execution.mitigation
         if mitigation == "none":
             return None
@@ -155,13 +178,29 @@ class BlockRunner:
         bits = [c.bits for c in circuits] if len(circuits) > 1 else [circuits[0].bits] * len(self.q)
         readout = np.stack([readout_response(noise, p, w) for p, w in zip(self.places, bits, strict=True)])
         readout = readout[:, order][:, :, order]
+        inverse = self._invert(readout)
         if mitigation == "readout":
-            return readout
+            return inverse
         x = np.random.default_rng(0).normal(size=(64, len(self.q), b))
-        noisy = np.linalg.solve(readout, self.probabilities(x, setting)[..., None])[..., 0]
+        noisy = (inverse @ self.probabilities(x, setting)[..., None])[..., 0]
         ideal = np.einsum("nij,tnj->tni", self.settings[setting], x) ** 2 / (x**2).sum(-1, keepdims=True)
         strengths = [depolarising_strength(noisy[:, i], ideal[:, i]) for i in range(len(self.q))]
-        return readout @ np.stack([depolarising_response(s, b) for s in strengths])
+        return self._invert(readout @ np.stack([depolarising_response(s, b) for s in strengths]))
+
+    def _invert(self, responses: NDArray[np.float64]) -> NDArray[np.float64]:
+        try:
+            return inverse_response(responses)
+        except ValueError as error:
+            n = len(self.execution.places)
+            raise ValueError(
+                f"mitigation={self.execution.mitigation!r}: {error} (matrix i is of block i, on places[i % {n}]); "
+                "leave bad places out, as disjoint_paths(..., cutoff=5) does"
+            ) from None
+
+
+@lru_cache(maxsize=2048)  # transpiling a block takes 20 ms for two qubits, ten times that for four
+def _textbook(q: bytes, b: int) -> QuantumCircuit:
+    return textbook_template(np.frombuffer(q).reshape(b, b))
 
 
 @contextmanager
@@ -178,17 +217,17 @@ def run_on_circuits(adapter: Adapter, execution: Execution) -> Iterator[None]:
     streams = count()
 
     def executor(q: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        runner = BlockRunner(q.cpu().numpy(), execution, next(streams))
+        runner = BlockRunner(q.numpy(), execution, next(streams))
 
         def read(x: Tensor, _: Tensor) -> Tensor:
-            y = runner(x.double().cpu().reshape(-1, *q.shape[:2]).numpy())
+            y = runner(x.cpu().double().reshape(-1, *q.shape[:2]).numpy())
             return torch.from_numpy(y).reshape(x.shape).to(x)
 
         return read
 
     with ExitStack() as stack, torch.no_grad():
         for module in adapter.modules.values():
-            blocks = cayley(skew(module.theta.double(), adapter.config.block_size))  # Qiskit wants 1e-8, not float32
+            blocks = cayley(skew(module.theta.cpu().double(), adapter.config.block_size))  # Qiskit wants 1e-8
             executors = tuple(executor(q) for q in blocks.chunk(len(adapter.config.strides)))
             stack.callback(setattr, module, "executors", module.executors)
             module.executors = executors

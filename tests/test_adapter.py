@@ -198,6 +198,19 @@ def test_merge_of_an_untied_head(llama, ids, move):
     torch.testing.assert_close(logits(llama, ids), moved, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("again", ["merge", "detach"])
+@pytest.mark.parametrize("first", ["merge", "detach"])
+def test_an_adapter_comes_off_once(llama, ids, move, snapshot, first, again):
+    adapter = move(attach(llama, CUAConfig(layers=(2,))))
+    getattr(adapter, first)()
+    newer = move(attach(llama, CUAConfig(layers=(2,))), seed=1)
+    before = snapshot(llama)
+    with pytest.raises(ValueError, match=r"layers.2.self_attn.v_proj does not carry this adapter any more"):
+        getattr(adapter, again)()
+    assert snapshot(llama) == before
+    assert list(newer.modules.values()) == [m for m in llama.modules() if isinstance(m, CayleyLinear)]
+
+
 def test_merge_refuses_the_sign_constrained_readout(llama, ids, move, snapshot):
     adapter = move(attach(llama, CUAConfig(readout="sign-constrained")))
     before, moved = snapshot(llama), logits(llama, ids)
@@ -241,7 +254,6 @@ def test_only_the_adapter_is_trainable(llama, ids):
         (("v_proj",), (2,), V_PROJ[2:3]),
         (("v_proj",), [1, 3], [V_PROJ[1], V_PROJ[3]]),
         (("v_proj",), range(2), V_PROJ[:2]),
-        (("v_proj",), (3, 99), V_PROJ[3:]),
         ((V_PROJ[1],), None, V_PROJ[1:2]),
         (r".*\.[02]\..*v_proj", None, [V_PROJ[0], V_PROJ[2]]),
         (r".*v_proj", (1,), V_PROJ[1:2]),
@@ -348,7 +360,15 @@ def test_a_set_in_the_config_is_accepted_and_saved_or_refused(llama, options, tm
         ({"strides": (1, 8), "side": "output"}, r"block_size \* 8 = 32 does not divide the output width 16 of "),
         ({"target_modules": ("value",)}, r"suffixes in this model: down_proj, .*v_proj; decoder layers: 0 to 3"),
         ({"layers": (4,)}, r"layers=\(4,\); suffixes in this model: .*v_proj; decoder layers: 0 to 3"),
-        ({"target_modules": "v_proj"}, "no linear layer matches target_modules='v_proj'"),
+        (
+            {"target_modules": "v_proj"},
+            r"no linear layer matches target_modules='v_proj'.*, a tuple \(...,\) holds suffixes",
+        ),
+        (
+            {"layers": (3, 99, 7)},
+            r"no linear layer matches layer 99 or layer 7 of target_modules=\('v_proj',\), layers",
+        ),
+        ({"target_modules": ("v_proj", "k_porj"), "layers": (0,)}, "matches target 'k_porj' of .*: .*k_proj"),
         ({"target_modules": ("lm_head",), "layers": (0,)}, "no linear layer matches"),
         ({"target_modules": ("embed_tokens",)}, "no linear layer matches"),
     ],

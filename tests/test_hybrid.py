@@ -1,11 +1,20 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
+from qiskit.transpiler import InstructionProperties
+from qiskit_ibm_runtime.fake_provider import FakeBoston, FakeMarrakesh, FakeTorino
 
-from cua import CUAConfig, attach
+from cua import CUAConfig, attach, hybrid
+from cua.experiments import noise_frontier
 from cua.hybrid import MITIGATIONS, BlockRunner, Execution, run_on_circuits
 from cua.quantum.circuits import SUPERDENSE_OUTCOMES, quaternion_product, superdense_angles, superdense_template
 from cua.quantum.engine import NoisyCircuit
+from cua.quantum.estimate import sample, sign_faithful
+from cua.quantum.layout import disjoint_paths
+from cua.quantum.mitigation import readout_response
+from cua.quantum.noise import DeviceNoise
 
 PLACES = {2: ((0,), (2,)), 4: ((0, 1), (3, 2), (2, 1)), 8: ((0, 1, 2), (3, 2, 1)), 16: ((0, 1, 2, 3), (3, 2, 1, 0))}
 FOUR_BY_FOUR = [(c, r) for c in ("superdense", "textbook") for r in ("sign-faithful", "sign-constrained", "true-signs")]
@@ -110,6 +119,69 @@ def test_two_settings_share_the_shots(rotations, circuit):
     found = BlockRunner(q, Execution(circuit, shots=2**17))(x)
     errors = np.sort((((found - y) ** 2).sum(-1) / (x**2).sum(-1)).ravel())[:-60]
     assert 0.85 < errors.mean() / (3 / (4 * 2**17)) < 1.15  # twice that if the shots of both were those of one
+
+
+def test_few_shots_are_read_with_the_overlap_of_each_block(rotations):
+    """At a few dozen shots the global sign is often in doubt; the mean overlap of the block, tr(Q)/4, then helps."""
+    x, q, _ = problem(rotations, 4, tokens=3000, norm=1.8)
+    runner = BlockRunner(q, Execution(shots=32))
+    found, rng = runner(x), np.random.default_rng((0, 0))
+    counts = [sample(runner.probabilities(x, setting), 16, rng) for setting in (0, 1)]
+    np.testing.assert_array_equal(found, sign_faithful(x, *counts, mean_overlap=np.trace(q, axis1=1, axis2=2) / 4))
+    assert not np.array_equal(found, sign_faithful(x, *counts))
+
+
+def test_layers_and_strides_draw_shots_of_their_own(rotations):
+    x, q, _ = problem(rotations, 4)
+    estimates = [BlockRunner(q, Execution(shots=64), stream)(x) for stream in (0, 1, 0)]
+    assert np.array_equal(estimates[0], estimates[2])
+    assert not np.array_equal(estimates[0], estimates[1])
+
+
+@pytest.mark.parametrize("options", [{"layers": (1, 2)}, {"layers": (1,), "strides": (1, 4)}], ids=str)
+def test_every_layer_of_blocks_has_a_stream(llama, options):
+    adapter, streams = attach(llama, CUAConfig(**options)), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hybrid, "BlockRunner", lambda q, execution, stream: streams.append(stream))
+        with run_on_circuits(adapter, Execution()):
+            pass
+    assert streams == [0, 1]
+
+
+@pytest.mark.parametrize("mitigation", MITIGATIONS)
+def test_mitigation_corrects_the_same_counts(rotations, mesh_noise, monkeypatch, mitigation):
+    """Runs that differ in mitigation only are comparable shot by shot."""
+    x, q, _ = problem(rotations, 4)
+    drawn = []
+    monkeypatch.setattr(hybrid, "sample", lambda *arguments: drawn.append(sample(*arguments)) or drawn[-1])
+    for name in ("none", mitigation):
+        BlockRunner(q, Execution(noise=mesh_noise, places=PLACES[4], mitigation=name))(x)
+    assert all(np.array_equal(a, b) for a, b in zip(drawn[:2], drawn[2:], strict=True))
+
+
+@pytest.mark.parametrize("backend", [FakeTorino(), FakeMarrakesh(), FakeBoston()], ids=lambda backend: backend.name)
+@pytest.mark.parametrize("n_qubits", [1, 2, 3, 4])
+def test_every_measurement_within_the_cutoff_of_the_recorded_study_can_be_inverted(backend, n_qubits):
+    noise = DeviceNoise(backend)
+    places = disjoint_paths(backend, n_qubits, cutoff=noise_frontier.CUTOFF)
+    smallest = [np.linalg.eigvals(readout_response(noise, place)).real.min() for place in places]
+    assert min(smallest) > 0.4
+
+
+def test_mitigation_of_a_lost_signal_is_refused_before_any_slice_is_run(rotations, mesh):
+    broken = copy.deepcopy(mesh)
+    broken.target.update_instruction_properties("measure", (2,), InstructionProperties(1e-6, 0.5))
+    with pytest.raises(ValueError, match=r"'readout': response matrix 1, .*places\[i % 2\].*cutoff=5"):
+        BlockRunner(
+            rotations(4, b=2),
+            Execution("textbook", "true-signs", 8, DeviceNoise(broken), ((0,), (2,)), "readout"),
+        )
+
+
+@pytest.mark.parametrize("shape", [(30, 5, 4), (30, 6, 2), (6, 4), (1, 30, 6, 4)], ids=str)
+def test_slices_have_to_fit_the_blocks(rotations, shape):
+    with pytest.raises(ValueError, match=r"expected \(tokens, 6, 4\)"):
+        BlockRunner(rotations(6, b=4), Execution())(np.ones(shape))
 
 
 @pytest.fixture
@@ -274,9 +346,13 @@ def test_four_by_four_only(rotations, circuit, readout, message):
         ({"circuit": "bell"}, "unknown circuit 'bell'; known: superdense, textbook"),
         ({"readout": "exact"}, "unknown readout 'exact'; known: sign-faithful, sign-constrained, true-signs"),
         ({"mitigation": "zne"}, "unknown mitigation 'zne'; known: none, readout, readout.depolarising"),
-        ({"shots": 1}, "shots=1: at least 2, or None"),
+        ({"shots": 1}, "shots=1: expected a whole number, at least 2, or None"),
         ({"shots": 0}, "shots=0"),
         ({"shots": -8192}, "shots=-8192"),
+        ({"shots": 8192.0}, "shots=8192.0: expected a whole number"),
+        ({"shots": "8192"}, "shots='8192': expected a whole number, at least 2, or None"),
+        ({"seed": -1}, "seed=-1: expected a whole number, at least 0$"),
+        ({"seed": None}, "seed=None"),
         ({"mitigation": "readout"}, "mitigation='readout' without noise"),
         ({"mitigation": "readout+depolarising", "places": ((0, 1),)}, "without noise: there is nothing to undo"),
     ],
@@ -290,6 +366,10 @@ def test_execution_names_what_is_wrong(options, message):
 def test_noise_needs_places(mesh_noise):
     with pytest.raises(ValueError, match=r"noise needs places, the physical qubits: see cua.quantum.layout"):
         Execution(noise=mesh_noise)
+
+
+def test_places_may_be_an_array(mesh_noise):
+    assert Execution(noise=mesh_noise, places=np.array([[0, 1], [3, 2]])).places == ((0, 1), (3, 2))
 
 
 def test_places_have_to_fit_the_block(rotations, mesh_noise):

@@ -4,6 +4,8 @@ Adapters trained without noise, on one v_proj, are evaluated with their blocks r
 penalty** is the change of test perplexity against the same adapter evaluated without circuits, window by window.
 """
 
+import hashlib
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -11,13 +13,12 @@ from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from qiskit_ibm_runtime import fake_provider
 from tqdm.auto import tqdm
 
 import cua
-from cua.experiments.protocol import Bench, mean_interval
+from cua.experiments.protocol import Bench, change_over_text
 from cua.experiments.record import ADAPTERS, Record
 from cua.experiments.v_proj import BOUNDED, ONE_LAYER
 from cua.hybrid import MITIGATIONS, Execution, run_on_circuits
@@ -30,6 +31,7 @@ from cua.quantum.noise import DeviceNoise
 NAME = "noise_frontier"
 QUESTION = "What does device noise cost a trained adapter, by block size, circuit, shots and mitigation?"
 LAYER, WINDOWS = 20, 16
+CUTOFF = 5.0  # times a device's median error: what is worse is not used, for blocks of any size alike
 DEVICES = {
     "fake_torino": "FakeTorino",
     "fake_marrakesh": "FakeMarrakesh",
@@ -104,7 +106,21 @@ def cases() -> Iterator[Case]:
 
 
 def run() -> dict[str, Any]:
-    """Every case on the same windows, spread evenly over the test split."""
+    """Every case on the same windows, spread evenly over the test split.
+
+    Raises:
+        FileNotFoundError: if an adapter is missing, naming the experiment that trains it.
+    """
+    folders = {blocks: [f"{path}-seed{seed}" for seed in SEEDS] for blocks, path in TRAINED.items()}
+    if missing := [path for paths in folders.values() for path in paths if not (ADAPTERS / path).is_dir()]:
+        names = sorted({path.partition("/")[0] for path in missing})
+        raise FileNotFoundError(
+            f"{missing[0]} has no adapter; train it with: python -m cua.experiments {' '.join(names)}"
+        )
+    backends = {name: getattr(fake_provider, cls)() for name, cls in DEVICES.items()}
+    noises = {name: DeviceNoise(backend) for name, backend in backends.items()}
+    places = {(name, n): disjoint_paths(backends[name], n, cutoff=CUTOFF) for name in backends for n in (1, 2, 3, 4)}
+    chains = {f"{name}, {n} qubits": hashlib.sha256(json.dumps(p).encode()) for (name, n), p in places.items()}
     bench = Bench.prepare(test=True)
     pick = torch.linspace(0, len(bench.tokens["test"]) - 1, WINDOWS).long()
     ids = bench.tokens["test"][pick]
@@ -112,7 +128,19 @@ def run() -> dict[str, Any]:
         {
             "name": NAME,
             "question": QUESTION,
-            "config": {"layer": LAYER, "windows": pick.tolist(), "devices": DEVICES, "adapters": TRAINED},
+            "config": {
+                "layer": LAYER,
+                "windows": pick.tolist(),
+                "cutoff": CUTOFF,
+                "devices": DEVICES,
+                "chains_sha256": {name: digest.hexdigest() for name, digest in chains.items()},
+                "adapters": folders,
+                "adapters_sha256": {
+                    path: json.loads((ADAPTERS / path / "adapter.json").read_text())["safetensors_sha256"]
+                    for paths in folders.values()
+                    for path in paths
+                },
+            },
             "seeds": SEEDS,
             "model": identity(bench.model),
             "data": {"test": bench.data["test"]},
@@ -120,9 +148,6 @@ def run() -> dict[str, Any]:
     )
     split = SplitModel(bench.model, LAYER)
     prefix = split.prefix(ids, progress=True)
-    backends = {name: getattr(fake_provider, cls)() for name, cls in DEVICES.items()}
-    noises = {name: DeviceNoise(backend) for name, backend in backends.items()}
-    places = {(name, n): tuple(disjoint_paths(backends[name], n)) for name in backends for n in (1, 2, 3, 4)}
 
     def measure(adapter: str | None, case: Case | None = None) -> dict[str, Any]:
         with ExitStack() as stack:
@@ -139,7 +164,7 @@ def run() -> dict[str, Any]:
 
     work: dict[str, tuple[str | None, Case | None]] = {"base": (None, None)}
     for case in cases():
-        folder = f"{TRAINED[case.blocks]}-seed{case.seed}"
+        folder = folders[case.blocks][SEEDS.index(case.seed)]
         work |= {case.exact: (folder, None), case.key: (folder, case)}
     for key in record.missing(tqdm(work, desc=NAME, unit="run")):
         started = time.perf_counter()
@@ -149,19 +174,17 @@ def run() -> dict[str, Any]:
     return record.finish(headline(record.result["runs"]))
 
 
-def change(runs: dict[str, Any], pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    """Change of perplexity in per cent from the second run of each pair to the first, averaged over the pairs (seeds),
-    with a 95 % interval over windows."""
-    per_window = np.mean([np.array(runs[a]["nll"]) - np.array(runs[b]["nll"]) for a, b in pairs], axis=0)
-    number = mean_interval(per_window * len(per_window) / runs[pairs[0][0]]["tokens"], "%")
-    return {key: 100 * float(np.expm1(v)) if key != "unit" else v for key, v in number.items()}
-
-
 def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Noise penalty of every case, averaged over the seeds it was run with, and what is left of the gain."""
+    """Noise penalty of every case, averaged over the seeds it was run with, and what is left of the gain; for shots
+    against penalty also that of the first seed alone."""
     alike: dict[str, list[Case]] = {}
     for case in cases():
         alike.setdefault(case.label, []).append(case)
-    penalties = {f"penalty_{label}": change(runs, [(c.key, c.exact) for c in same]) for label, same in alike.items()}
-    gains = {f"gain_{label}": change(runs, [(c.key, "base") for c in same]) for label, same in alike.items()}
-    return penalties | gains
+
+    def change(same: list[Case], to_base: bool = False) -> dict[str, Any]:
+        return change_over_text([(runs[case.key], runs["base" if to_base else case.exact]) for case in same])
+
+    penalties = {f"penalty_{label}": change(same) for label, same in alike.items()}
+    first_seed = {f"penalty_seed{SEEDS[0]}_{label}": change(same[:1]) for label, same in alike.items()}
+    gains = {f"gain_{label}": change(same, to_base=True) for label, same in alike.items()}
+    return penalties | first_seed | gains

@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 
 import cua
 from cua import CUAConfig
-from cua.experiments.record import ADAPTERS, Record
+from cua.experiments.record import ADAPTERS, Record, point
 from cua.llm.data import Corpus, DataUnavailable, load_corpus, windows
 from cua.llm.evaluate import perplexity
 from cua.llm.models import identity, load_model
@@ -185,25 +185,15 @@ class WikitextStudy:
         """Means with 95 % intervals: over training seeds, and (``..._over_text``) over the windows of the test text."""
         base = runs["base"]
         numbers = {
-            "base_perplexity": {"value": base["perplexity"], "low": None, "high": None, "unit": "perplexity"},
-            "parameters": {
-                "value": runs[f"{self.readouts[0]}-seed{self.seeds[0]}"]["parameters"],
-                "low": None,
-                "high": None,
-                "unit": "parameters",
-            },
+            "base_perplexity": point(base["perplexity"], "perplexity"),
+            "parameters": point(runs[f"{self.readouts[0]}-seed{self.seeds[0]}"]["parameters"], "parameters"),
         }
         for readout in self.readouts:
             mine = [runs[f"{readout}-seed{seed}"] for seed in self.seeds]
             label = readout.replace("-", "_")
             numbers[f"{label}_perplexity"] = mean_interval([run["perplexity"] for run in mine], "perplexity")
             numbers[f"{label}_change"] = mean_interval([percent_change(run, base) for run in mine], "%")
-            per_window = np.mean([run["nll"] for run in mine], axis=0) - np.array(base["nll"])
-            per_token = per_window * len(base["nll"]) / base["tokens"]
-            numbers[f"{label}_change_over_text"] = {
-                key: 100 * float(np.expm1(number)) if key != "unit" else "%"
-                for key, number in mean_interval(per_token, "%").items()
-            }
+            numbers[f"{label}_change_over_text"] = change_over_text([(run, base) for run in mine])
         return numbers
 
 
@@ -212,10 +202,22 @@ def percent_change(run: dict[str, Any], base: dict[str, Any]) -> float:
     return 100 * (run["perplexity"] / base["perplexity"] - 1)
 
 
+def change_over_text(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+    """Change of perplexity from the second run of each pair to the first, in per cent; 95 % interval over windows.
+
+    Losses are averaged over the pairs (seeds), so that the change is their geometric mean; how they differ is not in
+    the interval.
+    """
+    windows, tokens = len(pairs[0][0]["nll"]), pairs[0][0]["tokens"]
+    losses = np.mean([np.array(run["nll"]) - np.array(base["nll"]) for run, base in pairs], axis=0) * windows / tokens
+    number = mean_interval(losses, "%")
+    return {key: value if key == "unit" else 100 * float(np.expm1(value)) for key, value in number.items()}
+
+
 def mean_interval(values: list[float] | np.ndarray, unit: str) -> dict[str, Any]:
     """Mean with a 95 % Student-t interval; no interval for a single value."""
     mean = float(np.mean(values))
     if len(values) == 1:
-        return {"value": mean, "low": None, "high": None, "unit": unit}
+        return point(mean, unit)
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return {"value": mean, "low": mean - half, "high": mean + half, "unit": unit}

@@ -101,6 +101,11 @@ def load_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def point(value: float, unit: str) -> dict[str, Any]:
+    """A headline number without an interval."""
+    return {"value": value, "low": None, "high": None, "unit": unit}
+
+
 def quote(number: dict[str, Any], digits: int = 2) -> str:
     """A headline number as text, with its 95 % interval: the only way that chapters state a recorded result."""
     unit = "" if number["unit"] == "1" else f" {number['unit']}"
@@ -159,12 +164,16 @@ class Record:
                 continue
 
     def add(self, key: str, run: dict[str, Any], wall_s: float) -> None:
-        """Add one run and write the file; a run made under another commit, device or versions says so itself."""
+        """Add one run and write the file, which is partial until :meth:`finish` and then has no headline.
+
+        A run made under another commit, device or versions says so itself.
+        """
         with self._lock():
             self._read()
             now = {"git_commit": self._commit, "device": _device(), "versions": _versions()}
             self.result["runs"][key] = run | {k: v for k, v in now.items() if v != self.result[k]}
             self.result["wall_time_s"] = round(self.result["wall_time_s"] + wall_s, 3)
+            self.result |= {"status": "partial", "headline": {}}
             self._write()
 
     def finish(self, headline: dict[str, dict[str, Any]]) -> dict[str, Any]:

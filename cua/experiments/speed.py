@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import cua
 from cua import CUAConfig
-from cua.experiments.record import Record
+from cua.experiments.record import Record, point
 from cua.llm.data import load_corpus, windows
 from cua.llm.models import identity, load_model
 from cua.llm.prefix import SplitModel
@@ -78,7 +78,7 @@ def run_adapter() -> dict[str, Any]:
         {
             "forward": ratio(timings["forward"], "cua", "peft", "x PEFT"),
             "forward_backward": ratio(timings["forward_backward"], "cua", "peft", "x PEFT"),
-            "peak_memory": {"value": memory["cua"] / memory["peft"], "low": None, "high": None, "unit": "x PEFT"},
+            "peak_memory": point(memory["cua"] / memory["peft"], "x PEFT"),
             "forward_over_bare_layer": ratio(timings["forward"], "cua", "linear", "x bare layer"),
         }
     )
@@ -142,15 +142,13 @@ def in_turn(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, lis
 
 
 def ratio(seconds: dict[str, list[float]], numerator: str, denominator: str, unit: str) -> dict[str, Any]:
-    """Median of the pairwise ratios with its 95 % bootstrap interval."""
+    """Median of the pairwise ratios with its 95 % bootstrap interval; no interval for fewer than ten."""
     ratios = np.array(seconds[numerator]) / np.array(seconds[denominator])
-    interval = stats.bootstrap((ratios,), np.median, method="percentile", rng=0).confidence_interval
-    return {
-        "value": float(np.median(ratios)),
-        "low": float(interval.low),
-        "high": float(interval.high),
-        "unit": unit,
-    }
+    low = high = None
+    if len(ratios) >= 10:
+        interval = stats.bootstrap((ratios,), np.median, method="percentile", rng=0).confidence_interval
+        low, high = float(interval.low), float(interval.high)
+    return {"value": float(np.median(ratios)), "low": low, "high": high, "unit": unit}
 
 
 def peak_bytes(call: Callable[[], None]) -> int:

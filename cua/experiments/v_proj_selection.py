@@ -9,7 +9,7 @@ import torch
 import cua
 from cua import CUAConfig
 from cua.experiments.protocol import Bench, percent_change
-from cua.experiments.record import Record
+from cua.experiments.record import Record, point
 from cua.llm.models import identity
 from cua.llm.prefix import SplitModel
 from cua.llm.train import TrainConfig
@@ -65,17 +65,16 @@ def run() -> dict[str, Any]:
             "data": bench.data,
         }
     )
-    runs = record.result["runs"]
 
     def once(key: str, work: Any) -> dict[str, Any]:
         if not record.has(key):
             started = time.perf_counter()
             record.add(key, work(), time.perf_counter() - started)
-        return runs[key]
+        return record.result["runs"][key]
 
     def fit(key: str, layers: tuple[int, ...] | None, training: TrainConfig) -> float:
         fitted = once(key, lambda: bench.fit(CUAConfig(layers=layers), training, None, "selection"))
-        print(f"{key}: {percent_change(fitted, runs['base']):+.2f} %", flush=True)
+        print(f"{key}: {percent_change(fitted, record.result['runs']['base']):+.2f} %", flush=True)
         return fitted["perplexity"]
 
     scores = once("gradient", lambda: gradient_scores(bench))["l1"]
@@ -92,13 +91,10 @@ def run() -> dict[str, Any]:
         for rate in ALL_RATES
     }
 
-    def plain(value: float, unit: str) -> dict[str, Any]:
-        return {"value": value, "low": None, "high": None, "unit": unit}
-
     return record.finish(
         {
-            "layer": plain(layer, "decoder layer, counted from 0"),
-            "learning_rate": plain(min(rates, key=rates.get), "1"),
-            "learning_rate_all": plain(min(all_rates, key=all_rates.get), "1"),
+            "layer": point(layer, "decoder layer, counted from 0"),
+            "learning_rate": point(min(rates, key=rates.get), "1"),
+            "learning_rate_all": point(min(all_rates, key=all_rates.get), "1"),
         }
     )

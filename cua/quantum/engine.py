@@ -169,7 +169,7 @@ class NoisyCircuit:
         for place in self.places:
             effects = np.ones((1, 1))
             for qubit in place:  # qubit 0 is the last factor
-                one = ideal if noise is None else noise.readout(qubit) @ ideal
+                one = ideal if noise is None else noise.assignment_matrix(qubit) @ ideal
                 effects = np.kron(one, effects)
             rows.append(effects[states])
         return torch.from_numpy(np.stack(rows))

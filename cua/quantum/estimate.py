@@ -28,7 +28,7 @@ def sample(probabilities: NDArray[np.float64], shots: int, rng: np.random.Genera
     """Multinomial counts of ``shots`` shots, ``(..., b)`` like the probabilities (clipped at 0 and normalised)."""
     if shots < 1:
         raise ValueError(f"shots={shots}: at least one")
-    p = np.clip(probabilities, 0.0, None)
+    p = np.clip(np.asarray(probabilities, dtype=np.float64), 0.0, None)  # numpy's multinomial wants sums to 1e-12
     return rng.multinomial(shots, p / p.sum(-1, keepdims=True))
 
 

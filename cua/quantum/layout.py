@@ -2,49 +2,64 @@
 
 import math
 from itertools import pairwise
+from statistics import median
 
 import rustworkx as rx
 from qiskit.providers import BackendV2
 
+from cua.quantum.noise import check_gates
 
-def disjoint_paths(backend: BackendV2, length: int, limit: int | None = None) -> list[tuple[int, ...]]:
+
+def disjoint_paths(
+    backend: BackendV2, length: int, limit: int | None = None, cutoff: float | None = None
+) -> list[tuple[int, ...]]:
     """Disjoint chains of coupled qubits for circuits that run side by side.
 
-    The cost of a chain is -log of the chance that two uses of each of its couplings and one measurement of each of its
-    qubits all succeed, by the backend's calibration; gates or measurements reported as failing always are left out.
+    The cost of a chain is -log of the chance that two CZ on each of its couplings, four SX on each of its qubits and
+    one measurement of each all succeed, by the backend's calibration: what one superdense circuit needs.  Gates and
+    measurements that carry nothing, with a calibrated error of 1 (1/2 for measurements) or more, are left out.
 
     Args:
-        backend: with errors in its target.
+        backend: a Heron (gates rz, sx, cz), with errors in its target.
         length: qubits a chain, at least 1.
         limit: keep only the best.
+        cutoff: leave out, too, every CZ, SX and measurement with an error of more than ``cutoff`` times the device's
+            median for its kind; at least 1.
 
     Returns:
         Physical qubits of each chain, in order along it, best chain first.  For pairs as many as the device has room
         for (a maximum matching, of least cost); for longer chains greedily, always the best that is still free.
 
     Raises:
-        ValueError: for a length below 1, or if not one chain fits.
+        ValueError: for a length or a cutoff below 1, a backend with other gates, or if not one chain fits.
     """
     if length < 1:
         raise ValueError(f"length={length}: a chain has at least one qubit")
-    measure = {qubits[0]: _cost(p.error if p else None) for qubits, p in backend.target["measure"].items()}
+    if cutoff is not None and not cutoff >= 1:
+        raise ValueError(f"cutoff={cutoff}: a multiple of the median error, at least 1")
+    check_gates(backend)
+    costs = {name: _costs(backend, name, cutoff) for name in ("cz", "sx", "measure")}
+    single = {
+        qubit: 4 * costs["sx"][qubit,] + costs["measure"][qubit,]
+        for qubit in range(backend.num_qubits)
+        if (qubit,) in costs["sx"] and (qubit,) in costs["measure"]
+    }
     couplings: dict[tuple[int, int], float] = {}
-    for pair, properties in backend.target["cz"].items():  # in both directions; the worse one counts
-        cost = 2 * _cost(properties.error if properties else None)
-        key = (min(pair), max(pair))
-        couplings[key] = max(cost, couplings.get(key, 0.0))
+    for a, b in backend.target["cz"]:  # in both directions; the worse one counts
+        cost = 2 * costs["cz"].get((a, b), math.inf)
+        couplings[min(a, b), max(a, b)] = max(cost, couplings.get((min(a, b), max(a, b)), 0.0))
     graph = rx.PyGraph(multigraph=False)
     graph.add_nodes_from(range(backend.num_qubits))
     for (a, b), cost in couplings.items():
-        if math.isfinite(cost + measure.get(a, math.inf) + measure.get(b, math.inf)):
+        if math.isfinite(cost) and {a, b} <= single.keys():
             graph.add_edge(a, b, cost)
 
     def cost(path: tuple[int, ...]) -> float:
         edges = sum(graph.get_edge_data(a, b) for a, b in pairwise(path))
-        return edges + sum(measure.get(qubit, math.inf) for qubit in path)
+        return edges + sum(single[qubit] for qubit in path)
 
     if length == 1:
-        paths = [(qubit,) for qubit in range(backend.num_qubits) if math.isfinite(cost((qubit,)))]
+        paths = [(qubit,) for qubit in single]
     elif length == 2:
         scale = 1_000_000  # rustworkx matches with whole weights, and maximises
         full = rx.PyGraph()
@@ -65,8 +80,15 @@ def disjoint_paths(backend: BackendV2, length: int, limit: int | None = None) ->
     return sorted(paths, key=cost)[:limit]
 
 
-def _cost(error: float | None) -> float:
-    return -math.log1p(-error) if error is not None and error < 1 else (0.0 if error is None else math.inf)
+def _costs(backend: BackendV2, name: str, cutoff: float | None) -> dict[tuple[int, ...], float]:
+    """-log(1 - error) of a gate wherever it can be used; 0 where the calibration gives no error."""
+    useless = 0.5 if name == "measure" else 1.0
+    errors = {
+        tuple(qubits): properties.error if properties and properties.error is not None else 0.0
+        for qubits, properties in backend.target[name].items()
+    }
+    most = useless if cutoff is None else cutoff * median(errors.values())
+    return {qubits: -math.log1p(-error) for qubits, error in errors.items() if error < useless and error <= most}
 
 
 def _chains(graph: rx.PyGraph, length: int) -> list[tuple[int, ...]]:

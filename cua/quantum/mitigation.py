@@ -20,7 +20,7 @@ def readout_response(noise: DeviceNoise, place: tuple[int, ...], bits: list[int]
     response = np.ones((1, 1))
     order = range(len(place)) if bits is None else np.argsort(bits)
     for qubit in order:
-        response = np.kron(noise.readout(place[qubit]), response)
+        response = np.kron(noise.assignment_matrix(place[qubit]), response)
     return response
 
 
@@ -45,22 +45,32 @@ def depolarising_response(strength: float, size: int) -> NDArray[np.float64]:
     return (1.0 - strength) * np.eye(size) + strength / size
 
 
-def mitigate(frequencies: NDArray[np.float64], response: NDArray[np.float64]) -> NDArray[np.float64]:
+def inverse_response(response: NDArray[np.float64]) -> NDArray[np.float64]:
+    """C^-1 of each response matrix ``(..., size, size)``.
+
+    Raises:
+        ValueError: if an eigenvalue is below 1e-3, so that a signal is lost or turned over.
+    """
+    smallest = np.linalg.eigvals(response).real.min(-1)
+    if (smallest < 1e-3).any():
+        which = f"matrix {np.argmin(smallest)}, " if smallest.ndim else ""
+        raise ValueError(
+            f"response {which}smallest eigenvalue {smallest.min():.2g}: at this noise no signal is left to restore"
+        )
+    return np.linalg.inv(response)
+
+
+def mitigate(frequencies: NDArray[np.float64], inverse: NDArray[np.float64]) -> NDArray[np.float64]:
     """C^-1 f, negative entries set to zero, scaled to the sum of f.
 
     Args:
         frequencies: counts or frequencies ``(..., size)``.
-        response: ``(..., size, size)``, [observed, true]; broadcast.
+        inverse: C^-1, ``(..., size, size)``, see :func:`inverse_response`; broadcast.
 
     Returns:
         Like ``frequencies``; zeros where nothing was counted.
-
-    Raises:
-        ValueError: if the response has an eigenvalue below 1e-3, so that a signal is lost or turned over.
     """
-    if not (np.isfinite(response).all() and (np.linalg.eigvals(response).real > 1e-3).all()):
-        raise ValueError("the response matrix is singular: at this noise no signal is left to restore")
     total = frequencies.sum(-1, keepdims=True)
-    restored = np.clip(np.linalg.solve(response, frequencies[..., None])[..., 0], 0.0, None)
+    restored = np.clip((inverse @ frequencies[..., None])[..., 0], 0.0, None)
     kept = restored.sum(-1, keepdims=True)
     return np.where(kept > 0, restored * total / np.where(kept > 0, kept, 1.0), 0.0)

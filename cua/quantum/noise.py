@@ -1,9 +1,9 @@
 """Noise of single qubits and pairs, from a backend's own calibration, as Pauli transfer matrices.
 
 The gate errors are those of Qiskit Aer's device model: after each gate, thermal relaxation over its duration, then as
-much depolarisation as brings the gate to its calibrated error; RZ is virtual and free of error.  Measurement flips a
-bit with its calibrated error, the same both ways.  Not modelled, here as there: crosstalk, leakage, drift, coherent
-errors, and relaxation of idle qubits.
+much depolarisation as brings the gate to its calibrated error; RZ is virtual and free of error.  Measurement flips 0
+and 1 with their calibrated probabilities, or with one and the same where no more is given.  Not modelled, here as
+there: crosstalk, leakage, drift, coherent errors, and relaxation of idle qubits.
 
 A **Pauli transfer matrix** R of a channel E on k qubits has R[i, j] = Tr(P_i E(P_j)) / 2^k, real, ``(4^k, 4^k)``, with
 the Paulis ordered I, X, Y, Z and the first qubit as the last digit (Qiskit's order).
@@ -29,20 +29,33 @@ def ideal_transfer_matrix(gate: str) -> NDArray[np.float64]:
     return PTM(IDEAL_GATES[gate]()).data.real
 
 
+def check_gates(backend: BackendV2) -> None:
+    """Refuse a device whose gates are not a Heron's."""
+    if missing := {"sx", "rz", "cz", "measure"} - set(backend.target.operation_names):
+        raise ValueError(
+            f"{backend.name} has no {', '.join(sorted(missing))}; circuits and noise here are for processors with the "
+            "gates rz, sx and cz (IBM Heron)"
+        )
+
+
 class DeviceNoise:
     """Calibrated noise of one device.
 
     Args:
         backend: a fake or real Heron backend (gates id, x, sx, rz, cz).
 
-    Gates and readouts that the calibration gives no error for are taken as perfect, as Aer does.
+    Gates and measurements that the calibration gives no error for are taken as perfect, as Aer does.
 
     Attributes:
         name: of the backend.
         n_qubits: of the device.
+
+    Raises:
+        ValueError: for a backend with other gates.
     """
 
     def __init__(self, backend: BackendV2) -> None:
+        check_gates(backend)
         self.name, self.n_qubits, self._target = backend.name, backend.num_qubits, backend.target
         self._gates = {
             (name, tuple(qubits)): error for name, qubits, error in basic_device_gate_errors(target=backend.target)
@@ -69,6 +82,6 @@ class DeviceNoise:
             self._cache[key] = matrix
         return self._cache[key]
 
-    def readout(self, qubit: int) -> NDArray[np.float64]:
-        """Assignment matrix ``(2, 2)``: [observed, prepared], columns sum to one."""
+    def assignment_matrix(self, qubit: int) -> NDArray[np.float64]:
+        """Of the measurement of a qubit, ``(2, 2)``: [observed, prepared], columns sum to one."""
         return self._readout.get(qubit, np.eye(2)).T

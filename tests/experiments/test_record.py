@@ -96,6 +96,28 @@ def test_the_file_is_valid_after_every_run(tmp_path):
     assert load_result("toy_study", tmp_path)["status"] == "complete"
 
 
+def test_a_run_added_later_makes_a_finished_result_partial_again(tmp_path):
+    """Its headline would no longer follow from its runs."""
+    made = Record(DESCRIPTION, tmp_path)
+    made.add("base", {"perplexity": 2.0}, 1.0)
+    made.finish(HEADLINE)
+    Record(DESCRIPTION, tmp_path).add("seed0", {"perplexity": 1.0}, 1.0)
+    assert (load_result("toy_study", tmp_path)["status"], load_result("toy_study", tmp_path)["headline"]) == (
+        "partial",
+        {},
+    )
+
+
+def test_a_run_of_another_commit_says_so(tmp_path, monkeypatch):
+    Record(DESCRIPTION, tmp_path).add("base", {"perplexity": 2.0}, 1.0)
+    monkeypatch.setattr(record, "_git_commit", lambda: 40 * "a")
+    monkeypatch.setattr(record, "_device", lambda: "abacus")
+    Record(DESCRIPTION, tmp_path).add("seed0", {"perplexity": 1.0}, 1.0)
+    runs = load_result("toy_study", tmp_path)["runs"]
+    assert runs == {"base": {"perplexity": 2.0},
+                    "seed0": {"perplexity": 1.0, "git_commit": 40 * "a", "device": "abacus"}}  # fmt: skip
+
+
 def test_a_bad_run_leaves_the_file_as_it_was(tmp_path):
     made = Record(DESCRIPTION, tmp_path)
     made.add("base", {"perplexity": 2.0}, 1.0)

@@ -128,7 +128,7 @@ def test_noisy_probabilities_are_those_of_aer(cases, by_engine, by_aer, name):
     lost = 1 - by_aer[name].sum(-1, keepdims=True)  # Aer drops a gate's smallest Kraus operators, about 1e-9 of a CZ
     assert difference.min() > -1e-12
     assert (difference < lost + 1e-12).all()
-    assert lost.max() < (1e-8 if circuit.num_qubits < 4 else 3e-7)
+    assert lost.max() < (2e-8 if circuit.num_qubits < 4 else 3e-7)
     np.testing.assert_allclose(by_engine[name].sum(-1), 1, atol=1e-12)
     ideal = np.stack([NoisyCircuit(circuit).probabilities(one[None])[0] for one in angles])
     assert np.abs(ideal - by_aer[name]).max() > 1e-3
@@ -166,7 +166,7 @@ def test_memory_does_not_grow_with_the_circuits(n_qubits):
     """Beyond angles and results; a chunk's share of it is there from the start."""
     circuit = NoisyCircuit(random_circuit(n_qubits, 1))
     beyond = []
-    for n in 20_000, 80_000:
+    for n in 40_000, 160_000:
         angles = torch.zeros(1, n, 3, dtype=torch.float64)
         beyond.append(peak_bytes(lambda angles=angles: circuit.probabilities(angles)) - 8 * n * 2**n_qubits)
     assert 0 < beyond[1] < 1.2 * beyond[0]
@@ -230,7 +230,9 @@ def test_an_outcome_is_read_from_the_classical_bits(mesh_noise, bits):
     ideal = NoisyCircuit(circuit)
     assert ideal.bits == list(bits)
     assert ideal.probabilities(np.zeros((1, 1, 1)))[0, 0].argmax() == 2 ** bits[0]
-    assignments = {bit: mesh_noise.readout(3 - qubit) for qubit, bit in enumerate(bits)}  # [observed, prepared]
+    assignments = {
+        bit: mesh_noise.assignment_matrix(3 - qubit) for qubit, bit in enumerate(bits)
+    }  # [observed, prepared]
     expected = reduce(np.kron, [assignments[bit][:, int(bit == bits[0])] for bit in (2, 1, 0)])
     noisy = NoisyCircuit(circuit, mesh_noise, [(3, 2, 1)]).probabilities(np.zeros((1, 1, 1)))[0, 0]
     np.testing.assert_allclose(noisy, expected, atol=2e-3)  # up to the error of the gate

@@ -92,6 +92,12 @@ def test_rounding_below_zero_and_sums_other_than_one(rng):
     assert counts[10_000:, 1].mean() == pytest.approx(7.5, abs=0.1)
 
 
+def test_single_precision_probabilities(rng):
+    """numpy's multinomial refuses sums that are one to 1e-7 only."""
+    p = rng.dirichlet(np.ones(4), 1000).astype(np.float32)
+    assert (sample(p, 100, rng).sum(-1) == 100).all()
+
+
 def test_a_generator_fixes_the_counts():
     p = np.full((50, 4), 0.25)
     first, again, other = (sample(p, 100, np.random.default_rng(seed)) for seed in (1, 1, 2))

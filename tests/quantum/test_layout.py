@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit.transpiler import CouplingMap, InstructionProperties
+from qiskit_ibm_runtime.fake_provider import FakeBoston, FakeSherbrooke
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
@@ -14,10 +15,16 @@ GATES = ["id", "x", "sx", "rz", "cz"]
 
 
 def cost(backend, path) -> float:
-    """-log of the chance that every coupling works twice and every measurement once."""
-    errors = [backend.target["cz"][pair].error for pair in pairwise(path) for _ in range(2)]
+    """-log of the chance that every coupling works twice, every SX four times and every measurement once."""
+    errors = [max(backend.target["cz"][edge].error for edge in (pair, pair[::-1]) if edge in backend.target["cz"])
+              for pair in pairwise(path) for _ in range(2)]  # fmt: skip
+    errors += [backend.target["sx"][(qubit,)].error for qubit in path for _ in range(4)]
     errors += [backend.target["measure"][(qubit,)].error for qubit in path]
     return -sum(math.log1p(-error) if error < 1 else -math.inf for error in errors)
+
+
+def set_error(backend, gate, qubits, error) -> None:
+    backend.target.update_instruction_properties(gate, qubits, InstructionProperties(1e-7, error))
 
 
 @pytest.fixture
@@ -48,7 +55,8 @@ def test_paths_on_a_real_device_are_disjoint_coupled_and_the_best_first(marrakes
     paths = disjoint_paths(marrakesh, length)
     qubits = [qubit for path in paths for qubit in path]
     assert len(set(qubits)) == len(qubits) == length * len(paths)
-    assert all(pair in marrakesh.target["cz"] for path in paths for pair in pairwise(path))
+    coupled = {frozenset(pair) for pair in marrakesh.target["cz"]}
+    assert all(frozenset(pair) in coupled for path in paths for pair in pairwise(path))
     costs = [cost(marrakesh, path) for path in paths]
     assert costs == sorted(costs)
     assert costs[-1] < math.inf, "no gate or measurement that always fails"
@@ -56,15 +64,18 @@ def test_paths_on_a_real_device_are_disjoint_coupled_and_the_best_first(marrakes
     assert len(paths) > 0.4 * 156 / length
 
 
-def test_every_working_qubit_is_a_path_of_length_one(marrakesh):
-    errors = [properties.error for properties in marrakesh.target["measure"].values()]
-    assert len(disjoint_paths(marrakesh, 1)) == sum(error < 1 for error in errors)
+def test_every_working_qubit_is_a_path_of_length_one():
+    target = FakeBoston().target
+    working = [q for q in range(156) if target["sx"][(q,)].error < 1 and target["measure"][(q,)].error < 0.5]
+    assert len(working) < 156, "this device has a dead qubit"
+    assert sorted(disjoint_paths(FakeBoston(), 1)) == [(qubit,) for qubit in working]
 
 
 def test_as_many_pairs_as_the_device_has_room_for(marrakesh):
     """Heavy hex is bipartite, so scipy can count too."""
     target = marrakesh.target
-    edges = [pair for pair in target["cz"] if cost(marrakesh, pair) < math.inf]
+    works = {q for (q,), p in target["measure"].items() if p.error < 0.5}
+    edges = [pair for pair in target["cz"] if cost(marrakesh, pair) < math.inf and set(pair) <= works]
     colour = {edges[0][0]: 0}
     while left := [(a, b) for a, b in edges if a in colour and b not in colour]:
         colour |= {b: 1 - colour[a] for a, b in left}
@@ -91,14 +102,69 @@ def test_longer_chains_greedily(ring, length):
     assert disjoint_paths(ring, length) == expected
 
 
+def test_matching_tells_nearly_equal_costs_apart():
+    line = [(0, 1), (1, 2), (2, 3), (3, 0)]
+    backend = GenericBackendV2(4, list(GATES), coupling_map=CouplingMap(line), noise_info=False)
+    for pair in line:
+        set_error(backend, "cz", pair, 0.01)
+    set_error(backend, "cz", (1, 2), 0.01 - 1e-5)
+    assert set(disjoint_paths(backend, 2)) == {(1, 2), (0, 3)}
+    set_error(backend, "cz", (0, 1), 0.01 - 2e-5)
+    assert set(disjoint_paths(backend, 2)) == {(0, 1), (2, 3)}
+
+
+def test_of_two_directions_the_worse_counts(ring):
+    (best, *_), (a, b) = disjoint_paths(ring, 2), disjoint_paths(ring, 2)[0]
+    for order in ((a, b), (b, a)), ((b, a), (a, b)):
+        set_error(ring, "cz", order[0], 0.9)
+        set_error(ring, "cz", order[1], 0.001)
+        assert disjoint_paths(ring, 2)[0] != best
+
+
 @pytest.mark.parametrize("length", [1, 2, 3])
-def test_what_always_fails_is_left_out(ring, length):
+def test_what_carries_nothing_is_left_out(ring, length):
+    def qubits() -> set[int]:
+        return {qubit for path in disjoint_paths(ring, length) for qubit in path}
+
     (a, b), *_ = disjoint_paths(ring, 2)
     for pair in (a, b), (b, a):
-        ring.target.update_instruction_properties("cz", pair, InstructionProperties(1e-7, 1.0))
+        set_error(ring, "cz", pair, 1.0)
     assert (a, b) not in [pair for path in disjoint_paths(ring, length) for pair in pairwise(path)]
-    ring.target.update_instruction_properties("measure", (a,), InstructionProperties(1e-6, 1.0))
-    assert a not in [qubit for path in disjoint_paths(ring, length) for qubit in path]
+    set_error(ring, "measure", (a,), 0.499)
+    if length < 3:
+        assert a in qubits()
+    set_error(ring, "measure", (a,), 0.5)
+    assert a not in qubits()
+    set_error(ring, "sx", (b,), 1.0)
+    assert b not in qubits()
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+@pytest.mark.parametrize("cutoff", [5, 1.5])
+def test_cutoff_leaves_out_what_is_many_times_worse_than_the_median(marrakesh, length, cutoff):
+    paths = disjoint_paths(marrakesh, length, cutoff=cutoff)
+    assert 0 < len(paths) < len(disjoint_paths(marrakesh, length))
+    used = {"cz": {frozenset(pair) for path in paths for pair in pairwise(path)}}
+    used["sx"] = used["measure"] = {frozenset([qubit]) for path in paths for qubit in path}
+    for gate, places in used.items():
+        errors = {frozenset(qubits): p.error for qubits, p in marrakesh.target[gate].items()}
+        assert all(errors[place] <= cutoff * np.median(list(errors.values())) for place in places)
+
+
+def test_a_wide_cutoff_leaves_nothing_out(ring):
+    assert disjoint_paths(ring, 2, cutoff=1000) == disjoint_paths(ring, 2)
+
+
+@pytest.mark.parametrize("cutoff", [0, 0.99, math.nan])
+def test_cutoff_is_at_least_one(ring, cutoff):
+    with pytest.raises(ValueError, match="a multiple of the median error, at least 1"):
+        disjoint_paths(ring, 2, cutoff=cutoff)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_other_processors_are_refused(length):
+    with pytest.raises(ValueError, match=r"fake_sherbrooke has no cz; .* gates rz, sx and cz"):
+        disjoint_paths(FakeSherbrooke(), length)
 
 
 def test_a_device_without_calibration():
@@ -118,7 +184,7 @@ def test_no_chain_fits(ring):
     with pytest.raises(ValueError, match="no chain of 9 qubits"):
         disjoint_paths(ring, 9)
     for qubit in range(8):
-        ring.target.update_instruction_properties("measure", (qubit,), InstructionProperties(1e-6, 1.0))
+        set_error(ring, "measure", (qubit,), 0.5)
     for length in (1, 2, 3):
         with pytest.raises(ValueError, match=f"generic_backend_8q: no chain of {length} qubits with working gates"):
             disjoint_paths(ring, length)

@@ -7,6 +7,7 @@ from qiskit.circuit.library import CZGate, IGate, SXGate, XGate
 from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit.quantum_info import DensityMatrix, Pauli, SuperOp, random_density_matrix
 from qiskit_aer.noise.device import basic_device_gate_errors
+from qiskit_ibm_runtime.fake_provider import FakeSherbrooke
 
 from cua.quantum.noise import DeviceNoise, ideal_transfer_matrix
 
@@ -75,12 +76,12 @@ def test_infidelity_is_the_calibrated_error_or_that_of_relaxation(marrakesh, mar
 def test_assignment_matrices(mesh_noise):
     for qubit in range(4):
         p10, p01 = 0.01 + 0.01 * qubit, 0.06 + 0.005 * qubit
-        np.testing.assert_allclose(mesh_noise.readout(qubit), [[1 - p10, p01], [p10, 1 - p01]], atol=1e-15)
+        np.testing.assert_allclose(mesh_noise.assignment_matrix(qubit), [[1 - p10, p01], [p10, 1 - p01]], atol=1e-15)
 
 
 def test_readout_error_on_a_real_calibration(marrakesh, marrakesh_noise):
     for (qubit,), properties in marrakesh.target["measure"].items():
-        matrix = marrakesh_noise.readout(qubit)
+        matrix = marrakesh_noise.assignment_matrix(qubit)
         np.testing.assert_allclose(matrix.sum(0), 1, atol=1e-15)
         assert (matrix[0, 1] + matrix[1, 0]) / 2 == pytest.approx(properties.error)
 
@@ -89,7 +90,7 @@ def test_what_is_not_calibrated_is_perfect():
     noise = DeviceNoise(GenericBackendV2(2, ["id", "x", "sx", "rz", "cz"], noise_info=False))
     for name, gate in GATES.items():
         np.testing.assert_array_equal(noise.gate(name, tuple(range(gate.num_qubits))), ideal_transfer_matrix(name))
-    np.testing.assert_array_equal(noise.readout(1), np.eye(2))
+    np.testing.assert_array_equal(noise.assignment_matrix(1), np.eye(2))
 
 
 @pytest.mark.parametrize("qubits", [(0, 100), (0, 156), (2,), (3, 3)])
@@ -109,3 +110,8 @@ def test_transfer_matrices_compose_to_the_circuit():
     ground = reduce(np.kron, [np.array([1.0, 0.0, 0.0, 1.0])] * 2)
     state = DensityMatrix.from_label("00").evolve(XGate(), [0]).evolve(SXGate(), [1]).evolve(CZGate(), [0, 1])
     np.testing.assert_allclose(cz @ np.kron(sx, x) @ ground, pauli_vector(state), atol=1e-14)
+
+
+def test_other_processors_are_refused():
+    with pytest.raises(ValueError, match="fake_sherbrooke has no cz; circuits and noise here are for processors with"):
+        DeviceNoise(FakeSherbrooke())

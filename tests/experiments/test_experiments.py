@@ -1,0 +1,142 @@
+"""The experiments' own logic, on stand-ins for models and runs."""
+
+import math
+
+import numpy as np
+import pytest
+
+from cua.experiments import block_size_selection, noise_frontier, record, speed, v_proj_selection
+from cua.experiments.protocol import Bench, change_over_text
+from cua.hybrid import Execution
+
+DATA = {"train": {"source": "made up", "sha256": "0" * 64}}
+
+
+class Stub:
+    """A bench on which every adapter has a perplexity that depends on its placement and learning rate."""
+
+    data = DATA
+
+    def __init__(self, model, best_rate: float) -> None:
+        self.model, self.best_rate, self.fitted = model, best_rate, []
+
+    def measure(self, name: str, layer: int) -> dict:
+        assert name == "selection"
+        return {"perplexity": 20.0, "tokens": 10, "nll": [30.0]}
+
+    def fit(self, config, training, folder, name: str) -> dict:
+        assert (folder, name) == (None, "selection")
+        self.fitted.append((config, training))
+        distance = abs(math.log(training.learning_rate / self.best_rate))
+        layers = config.layers or (0,)
+        return self.measure(name, 0) | {"perplexity": 18.0 + distance + 0.1 * abs(layers[0] - 3)}
+
+
+@pytest.fixture
+def stub(llama, monkeypatch, tmp_path):
+    """A bench in place of the real one, and records in a folder of their own."""
+
+    def stub(best_rate: float) -> Stub:
+        bench = Stub(llama, best_rate)
+        monkeypatch.setattr(
+            Bench, "prepare", lambda test: bench if not test else pytest.fail("looks at the test split")
+        )
+        for module in (v_proj_selection, block_size_selection):
+            monkeypatch.setattr(module, "Record", lambda description: record.Record(description, tmp_path))
+        return bench
+
+    return stub
+
+
+def test_layer_and_rates_with_the_lowest_perplexity_are_selected(stub, monkeypatch):
+    bench = stub(best_rate=0.01)
+    monkeypatch.setattr(v_proj_selection, "gradient_scores", lambda bench: {"l1": [1.0, 5.0, 3.0, 4.0, 2.0, 0.0]})
+    result = v_proj_selection.run()
+    chosen = {name: number["value"] for name, number in result["headline"].items()}
+    assert chosen == {"layer": 3, "learning_rate": 0.01, "learning_rate_all": 0.01}
+    trained = {config.layers for config, _ in bench.fitted}
+    assert trained == {(1,), (2,), (3,), (4,), (15,), None}, "the four best scores, the reference and all"
+    runs = len(bench.fitted)
+    assert v_proj_selection.run() == result
+    assert len(bench.fitted) == runs, "nothing is trained again"
+
+
+@pytest.mark.parametrize("best", block_size_selection.RATES)
+def test_the_rate_with_the_lowest_perplexity_is_selected_for_each_size(stub, best):
+    bench = stub(best)
+    headline = block_size_selection.run()["headline"]
+    assert {number["value"] for name, number in headline.items() if name.endswith("_rate")} == {best}
+    assert len(headline) == 2 * len(block_size_selection.STUDIES)
+    change = headline["v_proj_16x16_selection_change"]["value"]
+    assert change == pytest.approx(100 * ((18.0 + 0.1 * 17) / 20 - 1))
+    assert {training.steps for _, training in bench.fitted} == {120}
+
+
+def test_cases_of_the_frontier_are_all_different_and_can_be_run():
+    cases = list(noise_frontier.cases())
+    assert len({case.key for case in cases}) == len(cases)
+    for case in cases:
+        four = case.blocks.startswith(("4x4", "butterfly"))
+        assert four == (noise_frontier.QUBITS.get(case.blocks, 2) == 2)
+        assert case.circuit == "textbook" or four
+        Execution(case.circuit, case.readout, case.shots)
+        assert case.blocks in noise_frontier.TRAINED
+        assert case.device in noise_frontier.DEVICES
+        assert ("constrained" in case.blocks) == (case.readout == "sign-constrained"), "read as trained"
+    labels = [case.label for case in cases]
+    assert {labels.count(case.label) for case in cases if case.shots == 8192} == {3}
+    assert {labels.count(case.label) for case in cases if case.shots != 8192} == {1}
+
+
+def test_headline_of_the_frontier_by_hand():
+    """Runs of 2 windows with 5 and 7 predictions, all different."""
+    rng = np.random.default_rng(0)
+    keys = {"base"} | {key for case in noise_frontier.cases() for key in (case.key, case.exact)}
+    runs = {key: {"tokens": 12, "nll": rng.uniform(10, 11, 2).tolist()} for key in sorted(keys)}
+
+    def loss(key: str) -> float:
+        return sum(runs[key]["nll"]) / 12
+
+    headline = noise_frontier.headline(runs)
+    key, label = (
+        "4x4/superdense/sign-faithful/fake_marrakesh/8192/none/",
+        "4x4_superdense_sign_faithful_fake_marrakesh_8192_none",
+    )
+    penalty = np.mean([loss(f"{key}{seed}") - loss(f"4x4/exact/{seed}") for seed in range(3)])
+    gain = np.mean([loss(f"{key}{seed}") - loss("base") for seed in range(3)])
+    first = loss(f"{key}0") - loss("4x4/exact/0")
+    assert headline[f"penalty_{label}"]["value"] == pytest.approx(100 * math.expm1(penalty))
+    assert headline[f"gain_{label}"]["value"] == pytest.approx(100 * math.expm1(gain))
+    assert headline[f"penalty_seed0_{label}"]["value"] == pytest.approx(100 * math.expm1(first))
+
+
+def test_a_change_over_text_by_hand():
+    """Two seeds, two windows of 10 predictions; windows differ, so the interval has a width."""
+    runs = {
+        "exact0": {"tokens": 20, "nll": [30.0, 40.0]},
+        "exact1": {"tokens": 20, "nll": [29.0, 41.0]},
+        "noisy0": {"tokens": 20, "nll": [30.2, 40.4]},
+        "noisy1": {"tokens": 20, "nll": [29.2, 41.4]},
+    }
+    change = change_over_text([(runs["noisy0"], runs["exact0"]), (runs["noisy1"], runs["exact1"])])
+    half = 12.7062 * 0.1  # Student's t for two values, times their standard error
+    for name, log in (("value", 0.3), ("low", 0.3 - half), ("high", 0.3 + half)):
+        assert change[name] == pytest.approx(100 * math.expm1(log / 10), rel=1e-4), name
+    assert change["unit"] == "%"
+
+
+def test_the_frontier_names_the_adapters_that_are_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(noise_frontier, "ADAPTERS", tmp_path)
+    monkeypatch.setattr(Bench, "prepare", lambda test: pytest.fail("work before the check"))
+    with pytest.raises(FileNotFoundError, match=r"train it with: python -m cua\.experiments v_proj_16x16 v_proj_2x2 "):
+        noise_frontier.run()
+
+
+@pytest.mark.parametrize("n", [2, 9, 10, 30])
+def test_few_ratios_have_no_interval(n):
+    seconds = {"a": np.linspace(2.0, 4.0, n).tolist(), "b": [2.0] * n}
+    ratio = speed.ratio(seconds, "a", "b", "x")
+    assert ratio["value"] == pytest.approx(1.5)
+    assert (ratio["low"] is None) == (ratio["high"] is None) == (n < 10)
+    if n >= 10:
+        assert 1.0 < ratio["low"] < 1.5 < ratio["high"] < 2.0
