@@ -175,8 +175,9 @@ print(f"{'paper, as one reader reports':31} {12:3} {9:3} {3:3} {19:5}")
 # One CZ in three is gone, so a third of the errors of two-qubit gates; those of the measurements, which are larger, stay.
 # The other saving is in preparation. One token of Llama 3.1 8B needs 1,024 circuits. One can transpile each from scratch;
 # here the angles of all are computed together, and one transpiled circuit is reused. **Recorded**, in one process, the
-# pair of qubits given to both and Qiskit's transpiler passes set up once ({download}`circuit_speed.json <results/circuit_speed.json>`). (A middle way, transpiling
-# each *block* once with the angles of $x$ left free, serves in the next chapter where blocks are larger.)
+# pair of qubits given to both and Qiskit's transpiler passes set up once
+# ({download}`circuit_speed.json <results/circuit_speed.json>`). (A middle way, transpiling each *block* once with the angles
+# of $x$ left free, serves in the next chapter where blocks are larger.)
 
 # %%
 speed = load_result("circuit_speed")
