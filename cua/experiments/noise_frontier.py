@@ -1,7 +1,8 @@
 """What device noise costs a trained adapter, by block size, circuit, shots and mitigation.
 
 Adapters trained without noise, on one v_proj, are evaluated with their blocks run as noisy circuits.  The **noise
-penalty** is the change of test perplexity against the same adapter evaluated without circuits, window by window.
+penalty** is the change of test perplexity against the same adapter evaluated without circuits.  A seed is that of
+training, of the shots and of dealing the device's chains of qubits to the blocks.
 """
 
 import hashlib
@@ -13,12 +14,13 @@ from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from qiskit_ibm_runtime import fake_provider
 from tqdm.auto import tqdm
 
 import cua
-from cua.experiments.protocol import Bench, change_over_text
+from cua.experiments.protocol import Bench, change_over_text, mean_interval, percent_change
 from cua.experiments.record import ADAPTERS, Record
 from cua.experiments.v_proj import BOUNDED, ONE_LAYER
 from cua.hybrid import MITIGATIONS, Execution, run_on_circuits
@@ -120,7 +122,7 @@ def run() -> dict[str, Any]:
     backends = {name: getattr(fake_provider, cls)() for name, cls in DEVICES.items()}
     noises = {name: DeviceNoise(backend) for name, backend in backends.items()}
     places = {(name, n): disjoint_paths(backends[name], n, cutoff=CUTOFF) for name in backends for n in (1, 2, 3, 4)}
-    chains = {f"{name}, {n} qubits": hashlib.sha256(json.dumps(p).encode()) for (name, n), p in places.items()}
+    digests = {f"{name}, {n} qubits": hashlib.sha256(json.dumps(p).encode()) for (name, n), p in places.items()}
     bench = Bench.prepare(test=True)
     pick = torch.linspace(0, len(bench.tokens["test"]) - 1, WINDOWS).long()
     ids = bench.tokens["test"][pick]
@@ -133,7 +135,7 @@ def run() -> dict[str, Any]:
                 "windows": pick.tolist(),
                 "cutoff": CUTOFF,
                 "devices": DEVICES,
-                "chains_sha256": {name: digest.hexdigest() for name, digest in chains.items()},
+                "chains_sha256": {name: digest.hexdigest() for name, digest in digests.items()},
                 "adapters": folders,
                 "adapters_sha256": {
                     path: json.loads((ADAPTERS / path / "adapter.json").read_text())["safetensors_sha256"]
@@ -155,9 +157,10 @@ def run() -> dict[str, Any]:
                 attached = cua.load(bench.model, ADAPTERS / adapter)
                 stack.callback(attached.detach)
             if case:
-                place = places[case.device, QUBITS.get(case.blocks, 2)]
+                chains = places[case.device, QUBITS.get(case.blocks, 2)]
+                dealt = [chains[i] for i in np.random.default_rng(case.seed).permutation(len(chains))]
                 noise, mitigation = noises[case.device], case.mitigation
-                execution = Execution(case.circuit, case.readout, case.shots, noise, place, mitigation, case.seed)
+                execution = Execution(case.circuit, case.readout, case.shots, noise, dealt, mitigation, case.seed)
                 stack.enter_context(run_on_circuits(attached, execution))
             measured = perplexity(bench.model, ids, split=split, prefix=prefix)
         return {"perplexity": measured.value, "tokens": measured.tokens, "nll": [round(n, 4) for n in measured.nll]}
@@ -175,16 +178,22 @@ def run() -> dict[str, Any]:
 
 
 def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Noise penalty of every case, averaged over the seeds it was run with, and what is left of the gain; for shots
-    against penalty also that of the first seed alone."""
+    """Noise penalties, with intervals over seeds where there are several, and over windows of text; and the change of
+    perplexity against the base model that is left."""
     alike: dict[str, list[Case]] = {}
     for case in cases():
         alike.setdefault(case.label, []).append(case)
 
-    def change(same: list[Case], to_base: bool = False) -> dict[str, Any]:
-        return change_over_text([(runs[case.key], runs["base" if to_base else case.exact]) for case in same])
+    def pairs(same: list[Case], to_base: bool = False) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        return [(runs[case.key], runs["base" if to_base else case.exact]) for case in same]
 
-    penalties = {f"penalty_{label}": change(same) for label, same in alike.items()}
-    first_seed = {f"penalty_seed{SEEDS[0]}_{label}": change(same[:1]) for label, same in alike.items()}
-    gains = {f"gain_{label}": change(same, to_base=True) for label, same in alike.items()}
-    return penalties | first_seed | gains
+    def over_seeds(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
+        return mean_interval([percent_change(run, reference) for run, reference in pairs], "%")
+
+    numbers = {}
+    for label, same in alike.items():
+        numbers[f"penalty_{label}"] = over_seeds(pairs(same))
+        numbers[f"penalty_over_text_{label}"] = change_over_text(pairs(same))
+        numbers[f"penalty_seed{SEEDS[0]}_{label}"] = change_over_text(pairs(same[:1]))
+        numbers[f"change_{label}"] = over_seeds(pairs(same, to_base=True))
+    return numbers

@@ -93,21 +93,32 @@ def test_headline_of_the_frontier_by_hand():
     rng = np.random.default_rng(0)
     keys = {"base"} | {key for case in noise_frontier.cases() for key in (case.key, case.exact)}
     runs = {key: {"tokens": 12, "nll": rng.uniform(10, 11, 2).tolist()} for key in sorted(keys)}
+    for key in runs:
+        runs[key]["perplexity"] = math.exp(sum(runs[key]["nll"]) / 12)
 
-    def loss(key: str) -> float:
-        return sum(runs[key]["nll"]) / 12
+    def changes(key: str, reference: str) -> list[float]:
+        return [
+            100 * (runs[f"{key}/{s}"]["perplexity"] / runs[reference.format(s)]["perplexity"] - 1) for s in range(3)
+        ]
 
     headline = noise_frontier.headline(runs)
     key, label = (
-        "4x4/superdense/sign-faithful/fake_marrakesh/8192/none/",
+        "4x4/superdense/sign-faithful/fake_marrakesh/8192/none",
         "4x4_superdense_sign_faithful_fake_marrakesh_8192_none",
     )
-    penalty = np.mean([loss(f"{key}{seed}") - loss(f"4x4/exact/{seed}") for seed in range(3)])
-    gain = np.mean([loss(f"{key}{seed}") - loss("base") for seed in range(3)])
-    first = loss(f"{key}0") - loss("4x4/exact/0")
-    assert headline[f"penalty_{label}"]["value"] == pytest.approx(100 * math.expm1(penalty))
-    assert headline[f"gain_{label}"]["value"] == pytest.approx(100 * math.expm1(gain))
-    assert headline[f"penalty_seed0_{label}"]["value"] == pytest.approx(100 * math.expm1(first))
+    for name, values in ("penalty", changes(key, "4x4/exact/{}")), ("change", changes(key, "base")):
+        number = headline[f"{name}_{label}"]
+        half = 4.30265 * np.std(values, ddof=1) / math.sqrt(3)
+        assert [number[end] for end in ("low", "value", "high")] == pytest.approx(
+            [np.mean(values) - half, np.mean(values), np.mean(values) + half], rel=1e-4
+        )
+    first = headline[f"penalty_seed0_{label}"]
+    assert first["value"] == pytest.approx(changes(key, "4x4/exact/{}")[0])
+    assert first["low"] < first["value"] < first["high"]
+    assert headline[f"penalty_over_text_{label}"]["value"] == pytest.approx(
+        np.mean(changes(key, "4x4/exact/{}")), abs=1
+    )
+    assert headline["penalty_4x4_superdense_sign_faithful_fake_marrakesh_1024_none"]["low"] is None, "one seed"
 
 
 def test_a_change_over_text_by_hand():

@@ -3,6 +3,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
@@ -143,7 +144,8 @@ def test_a_noisy_window_of_the_frontier_gives_the_recorded_loss(embedded, test_w
     result, (model, _) = recorded("noise_frontier"), embedded
     case = Case("4x4", "superdense", "sign-faithful", "fake_marrakesh", None, "none", seed=0)
     backend = FakeMarrakesh()
-    places = disjoint_paths(backend, 2, cutoff=noise_frontier.CUTOFF)
+    chains = disjoint_paths(backend, 2, cutoff=noise_frontier.CUTOFF)
+    places = [chains[i] for i in np.random.default_rng(case.seed).permutation(len(chains))]
     execution = Execution(case.circuit, case.readout, case.shots, DeviceNoise(backend), places)
     ids = test_windows[1][result["config"]["windows"][1]][None]
     adapter = cua.load(model, ADAPTERS / result["config"]["adapters"][case.blocks][0])
