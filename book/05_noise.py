@@ -60,7 +60,7 @@ from cua.llm.evaluate import perplexity
 from cua.llm.models import load_model
 from cua.llm.prefix import SplitModel
 from cua.plotting import COLOURS, interval, use_style
-from cua.quantum.circuits import superdense_template
+from cua.quantum.circuits import superdense_template, textbook_template
 from cua.quantum.engine import NoisyCircuit
 from cua.quantum.layout import disjoint_paths
 from cua.quantum.noise import DeviceNoise
@@ -142,6 +142,7 @@ for n, seconds in speed["runs"]["simulation"]["seconds"].items():
 # shots gave a random outcome; find $s$ from circuits whose result is known, subtract. Both inversions remove bias and amplify
 # statistical noise, so they pay where there are enough shots. Here $s$ is found, block by block, with the very simulator
 # that makes the data, so what follows is the *best* that such mitigation can do; on a processor, $s$ has to be measured.
+# With infinitely many shots only the bias is left; what 4,096 shots add to it is variance.
 
 # %%
 model, tokenizer = load_model()
@@ -169,11 +170,6 @@ for mitigation in MITIGATIONS:
         runner = BlockRunner(blocks, Execution(shots=n, noise=noise, places=pairs, mitigation=mitigation))
         squared = ((runner(slices) - outputs) ** 2).sum(-1) / (slices**2).sum(-1)
         errors[mitigation, n] = squared.mean()
-
-# %% [markdown]
-# With infinitely many shots only the bias is left; what 4,096 shots add to it is variance.
-
-# %%
 print(f"{'':22} bias²    variance, 4,096 shots")
 for mitigation in MITIGATIONS:
     bias = errors[mitigation, None]
@@ -207,11 +203,19 @@ for mitigation in MITIGATIONS:
 # %% [markdown]
 # ## The frontier
 #
-# A block of $2^m$ components needs $m$ qubits. Larger blocks can do more, and their circuits are longer: with the angles of
-# $x$ left free and each block transpiled once, about 3 CZ for two qubits, 37 for three, 192 for four. Is there a size
-# beyond which noise eats the gain? The **noise penalty** is the change of perplexity against the same adapter, evaluated
-# exactly. The **paper**, as one of its readers reports, has penalties of 0.08, 2.80 and 12.5 % for two, three and four qubits,
-# with signs copied from the input.
+# A block of $2^m$ components needs $m$ qubits. Larger blocks can do more, and their circuits are longer. Transpile one of each
+# size with the angles of $x$ left free, and count:
+
+# %%
+for b in (2, 4, 8, 16):
+    block = cua.cayley(cua.skew(torch.from_numpy(rng.normal(0, 0.3, (1, b * (b - 1) // 2))), b))[0]
+    isa = textbook_template(block.numpy())
+    print(f"{b:2}x{b:<2}  CZ {isa.count_ops().get('cz', 0):4}  depth {isa.depth():4}")
+
+# %% [markdown]
+# Is there a size beyond which noise eats the gain? The **noise penalty** is the change of perplexity against the same
+# adapter, evaluated exactly. The **paper**, as one of its readers reports, has penalties of 0.08, 2.80 and 12.5 % for two,
+# three and four qubits, with signs copied from the input.
 #
 # **Recorded**, 8,192 shots, 16 windows of 1,024 tokens, spread evenly over WikiText-2's test split
 # ({download}`noise_frontier.json <results/noise_frontier.json>`). Each of three seeds has an adapter of its own, and deals
