@@ -54,7 +54,7 @@ from qiskit_ibm_runtime.fake_provider import FakeBoston, FakeMarrakesh, FakeTori
 
 import cua
 from cua.experiments.record import ADAPTERS, load_result, quote
-from cua.hybrid import BlockRunner, Execution, run_on_circuits
+from cua.hybrid import MITIGATIONS, BlockRunner, Execution, run_on_circuits
 from cua.llm.data import load_corpus, windows
 from cua.llm.evaluate import perplexity
 from cua.llm.models import load_model
@@ -162,14 +162,18 @@ blocks = cua.cayley(cua.skew(module.theta.detach().double(), 4)).numpy()
 outputs = np.einsum("nij,tnj->tni", blocks, slices)
 shots = [256, 1024, 4096, 16384, 65536]
 
+
+
 # %%
-MITIGATIONS = ("none", "readout", "readout+depolarising")
+def squared_error(runner: BlockRunner) -> float:
+    return (((runner(slices) - outputs) ** 2).sum(-1) / (slices**2).sum(-1)).mean()
+
+
 errors = {}
 for mitigation in MITIGATIONS:
     for n in [*shots, None]:  # None: infinitely many
         runner = BlockRunner(blocks, Execution(shots=n, noise=noise, places=pairs, mitigation=mitigation))
-        squared = ((runner(slices) - outputs) ** 2).sum(-1) / (slices**2).sum(-1)
-        errors[mitigation, n] = squared.mean()
+        errors[mitigation, n] = squared_error(runner)
 print(f"{'':22} bias²    variance, 4,096 shots")
 for mitigation in MITIGATIONS:
     bias = errors[mitigation, None]
@@ -285,14 +289,11 @@ plt.show()
 # mitigate every block with the response of one that ran elsewhere, half the list of pairs away:
 
 # %%
-unmitigated = BlockRunner(blocks, Execution(shots=None, noise=noise, places=pairs))
-mitigated = BlockRunner(blocks, Execution(shots=None, noise=noise, places=pairs, mitigation=MITIGATIONS[2]))
 mistaken = BlockRunner(blocks, Execution(shots=None, noise=noise, places=pairs, mitigation=MITIGATIONS[2]))
 mistaken.inverses = [np.roll(inverse, len(pairs) // 2, axis=0) for inverse in mistaken.inverses]
-runners = {"not mitigated": unmitigated, "another pair's calibration": mistaken, "its own": mitigated}
-for label, runner in runners.items():
-    squared = ((runner(slices) - outputs) ** 2).sum(-1) / (slices**2).sum(-1)
-    print(f"{label:28} squared error {squared.mean():.1e}")
+print(f"{'not mitigated':28} squared error {errors['none', None]:.1e}")
+print(f"{'calibration of another pair':28} squared error {squared_error(mistaken):.1e}")
+print(f"{'its own':28} squared error {errors[MITIGATIONS[2], None]:.1e}")
 
 # %% [markdown]
 # ## Past the frontier: a butterfly of small blocks

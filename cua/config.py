@@ -78,8 +78,8 @@ def matching_layers(model: nn.Module, config: CUAConfig) -> dict[str, nn.Linear]
 
     Raises:
         ValueError: if nothing matches, or nothing matches one of the suffixes or layer numbers (the candidates are
-            named), a matching module already has an adapter, or the
-            block size does not divide a width (the sizes that do are named).
+            named), a matching module already has an adapter, or the block size does not divide a width (the sizes
+            that do are named).
     """
     linear = {}
     for name, module in model.named_modules():

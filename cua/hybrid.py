@@ -74,11 +74,10 @@ class Execution:
             if getattr(self, field) not in known:
                 raise ValueError(f"unknown {field} {getattr(self, field)!r}; known: {', '.join(known)}")
         object.__setattr__(self, "places", tuple(tuple(map(int, place)) for place in self.places))
-        for field, least in (("shots", 2), ("seed", 0)):
-            value = getattr(self, field)
-            if (value is not None or field == "seed") and (type(value) is not int or value < least):
-                also = ", or None for infinitely many" if field == "shots" else ""
-                raise ValueError(f"{field}={value!r}: expected a whole number, at least {least}{also}")
+        if self.shots is not None and (type(self.shots) is not int or self.shots < 2):
+            raise ValueError(f"shots={self.shots!r}: expected a whole number, at least 2, or None for infinitely many")
+        if type(self.seed) is not int or self.seed < 0:
+            raise ValueError(f"seed={self.seed!r}: expected a whole number, at least 0")
         if self.noise is not None and not self.places:
             raise ValueError("noise needs places, the physical qubits: see cua.quantum.layout.disjoint_paths")
         if self.noise is None and self.mitigation != "none":

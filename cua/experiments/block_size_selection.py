@@ -46,7 +46,7 @@ def run() -> dict[str, Any]:
     for key in record.missing(["base", *trained]):
         started = time.perf_counter()
         if key == "base":
-            run = bench.measure("selection", 20)
+            run = bench.measure("selection", *BOUNDED.adapter.layers)
         else:
             study, rate = trained[key]
             run = bench.fit(study.adapter, replace(study.training, steps=STEPS, learning_rate=rate), None, "selection")

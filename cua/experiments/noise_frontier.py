@@ -20,7 +20,7 @@ from qiskit_ibm_runtime import fake_provider
 from tqdm.auto import tqdm
 
 import cua
-from cua.experiments.protocol import Bench, change_over_text, mean_interval, percent_change
+from cua.experiments.protocol import Bench, change_over_text, mean_interval, percent_change, run_of
 from cua.experiments.record import ADAPTERS, Record
 from cua.experiments.v_proj import BOUNDED, ONE_LAYER
 from cua.hybrid import MITIGATIONS, Execution, run_on_circuits
@@ -32,7 +32,7 @@ from cua.quantum.noise import DeviceNoise
 
 NAME = "noise_frontier"
 QUESTION = "What does device noise cost a trained adapter, by block size, circuit, shots and mitigation?"
-LAYER, WINDOWS = 20, 16
+(LAYER,), WINDOWS = ONE_LAYER.adapter.layers, 16
 CUTOFF = 5.0  # times a device's median error: what is worse is not used, for blocks of any size alike
 DEVICES = {
     "fake_torino": "FakeTorino",
@@ -114,7 +114,8 @@ def run() -> dict[str, Any]:
         FileNotFoundError: if an adapter is missing, naming the experiment that trains it.
     """
     folders = {blocks: [f"{path}-seed{seed}" for seed in SEEDS] for blocks, path in TRAINED.items()}
-    if missing := [path for paths in folders.values() for path in paths if not (ADAPTERS / path).is_dir()]:
+    paths = [path for seeds in folders.values() for path in seeds]
+    if missing := [path for path in paths if not (ADAPTERS / path).is_dir()]:
         names = sorted({path.partition("/")[0] for path in missing})
         raise FileNotFoundError(
             f"{missing[0]} has no adapter; train it with: python -m cua.experiments {' '.join(names)}"
@@ -122,7 +123,10 @@ def run() -> dict[str, Any]:
     backends = {name: getattr(fake_provider, cls)() for name, cls in DEVICES.items()}
     noises = {name: DeviceNoise(backend) for name, backend in backends.items()}
     places = {(name, n): disjoint_paths(backends[name], n, cutoff=CUTOFF) for name in backends for n in (1, 2, 3, 4)}
-    digests = {f"{name}, {n} qubits": hashlib.sha256(json.dumps(p).encode()) for (name, n), p in places.items()}
+    digests = {
+        f"{name}, {n} qubits": hashlib.sha256(json.dumps(chains).encode()).hexdigest()
+        for (name, n), chains in places.items()
+    }
     bench = Bench.prepare(test=True)
     pick = torch.linspace(0, len(bench.tokens["test"]) - 1, WINDOWS).long()
     ids = bench.tokens["test"][pick]
@@ -135,11 +139,10 @@ def run() -> dict[str, Any]:
                 "windows": pick.tolist(),
                 "cutoff": CUTOFF,
                 "devices": DEVICES,
-                "chains_sha256": {name: digest.hexdigest() for name, digest in digests.items()},
+                "chains_sha256": digests,
                 "adapters": folders,
                 "adapters_sha256": {
                     path: json.loads((ADAPTERS / path / "adapter.json").read_text())["safetensors_sha256"]
-                    for paths in folders.values()
                     for path in paths
                 },
             },
@@ -158,12 +161,11 @@ def run() -> dict[str, Any]:
                 stack.callback(attached.detach)
             if case:
                 chains = places[case.device, QUBITS.get(case.blocks, 2)]
-                dealt = [chains[i] for i in np.random.default_rng(case.seed).permutation(len(chains))]
-                noise, mitigation = noises[case.device], case.mitigation
-                execution = Execution(case.circuit, case.readout, case.shots, noise, dealt, mitigation, case.seed)
+                noise, dealt = noises[case.device], deal(chains, case.seed)
+                execution = Execution(case.circuit, case.readout, case.shots, noise, dealt, case.mitigation, case.seed)
                 stack.enter_context(run_on_circuits(attached, execution))
             measured = perplexity(bench.model, ids, split=split, prefix=prefix)
-        return {"perplexity": measured.value, "tokens": measured.tokens, "nll": [round(n, 4) for n in measured.nll]}
+        return run_of(measured)
 
     work: dict[str, tuple[str | None, Case | None]] = {"base": (None, None)}
     for case in cases():
@@ -177,6 +179,11 @@ def run() -> dict[str, Any]:
     return record.finish(headline(record.result["runs"]))
 
 
+def deal(chains: list[tuple[int, ...]], seed: int) -> list[tuple[int, ...]]:
+    """The chains in a random order, so that each seed has other blocks on the bad ones."""
+    return [chains[i] for i in np.random.default_rng(seed).permutation(len(chains))]
+
+
 def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Noise penalties, with intervals over seeds where there are several, and over windows of text; and the change of
     perplexity against the base model that is left."""
@@ -184,16 +191,14 @@ def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for case in cases():
         alike.setdefault(case.label, []).append(case)
 
-    def pairs(same: list[Case], to_base: bool = False) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        return [(runs[case.key], runs["base" if to_base else case.exact]) for case in same]
-
     def over_seeds(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
         return mean_interval([percent_change(run, reference) for run, reference in pairs], "%")
 
     numbers = {}
     for label, same in alike.items():
-        numbers[f"penalty_{label}"] = over_seeds(pairs(same))
-        numbers[f"penalty_over_text_{label}"] = change_over_text(pairs(same))
-        numbers[f"penalty_seed{SEEDS[0]}_{label}"] = change_over_text(pairs(same[:1]))
-        numbers[f"change_{label}"] = over_seeds(pairs(same, to_base=True))
+        to_exact = [(runs[case.key], runs[case.exact]) for case in same]
+        numbers[f"penalty_{label}"] = over_seeds(to_exact)
+        numbers[f"penalty_over_text_{label}"] = change_over_text(to_exact)
+        numbers[f"penalty_seed{SEEDS[0]}_{label}"] = change_over_text(to_exact[:1])
+        numbers[f"change_{label}"] = over_seeds([(runs[case.key], runs["base"]) for case in same])
     return numbers

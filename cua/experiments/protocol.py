@@ -20,7 +20,7 @@ import cua
 from cua import CUAConfig
 from cua.experiments.record import ADAPTERS, Record, point
 from cua.llm.data import Corpus, DataUnavailable, load_corpus, windows
-from cua.llm.evaluate import perplexity
+from cua.llm.evaluate import Perplexity, perplexity
 from cua.llm.models import identity, load_model
 from cua.llm.prefix import SplitModel
 from cua.llm.train import TrainConfig, train
@@ -83,11 +83,7 @@ class Bench:
         measured = perplexity(
             self.model, self.tokens[name], split=split, prefix=self.prefix(name, layer), progress=True
         )
-        return {
-            "perplexity": measured.value,
-            "tokens": measured.tokens,
-            "nll": [round(loss, 4) for loss in measured.nll],
-        }
+        return run_of(measured)
 
     def measure_base(self, name: str, layer: int) -> dict[str, Any]:
         """Perplexity of the model without adapters on split ``name``, once for all experiments of a process."""
@@ -148,7 +144,7 @@ class WikitextStudy:
         """What is recorded of placement and schedule; options of the schedule that are not used are left out."""
         return {
             "adapter": {k: v for k, v in asdict(self.adapter).items() if k != "readout"},
-            "training": {k: v for k, v in asdict(self.training).items() if k != "seed" and v is not None},
+            "training": {k: v for k, v in used(self.training).items() if k != "seed"},
             "readouts": self.readouts,
         }
 
@@ -195,6 +191,20 @@ class WikitextStudy:
             numbers[f"{label}_change"] = mean_interval([percent_change(run, base) for run in mine], "%")
             numbers[f"{label}_change_over_text"] = change_over_text([(run, base) for run in mine])
         return numbers
+
+
+def run_of(measured: Perplexity) -> dict[str, Any]:
+    """What is recorded of a perplexity: its value, the tokens scored and the summed loss of every window, in nats."""
+    return {
+        "perplexity": measured.value,
+        "tokens": measured.tokens,
+        "nll": [round(loss, 4) for loss in measured.nll],
+    }
+
+
+def used(training: TrainConfig) -> dict[str, Any]:
+    """The schedule without options that are not used."""
+    return {key: value for key, value in asdict(training).items() if value is not None}
 
 
 def percent_change(run: dict[str, Any], base: dict[str, Any]) -> float:

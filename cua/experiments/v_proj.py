@@ -1,5 +1,7 @@
 """The paper's placement, 4x4 blocks on the input of v_proj: in one layer, and in all."""
 
+from dataclasses import replace
+
 from cua import CUAConfig
 from cua.experiments.protocol import WikitextStudy
 from cua.llm.train import TrainConfig
@@ -23,7 +25,7 @@ BLOCK_SIZES = [
     WikitextStudy(
         name=f"v_proj_{label}",
         question=f"How far do {what} on one v_proj lower WikiText-2 perplexity, read exactly?",
-        adapter=CUAConfig(target_modules=("v_proj",), layers=(20,), block_size=b, strides=strides),
+        adapter=replace(ONE_LAYER.adapter, block_size=b, strides=strides),
         training=TrainConfig(steps=240, learning_rate=rate, max_k_norm=1.9 if b == 4 else None),
         readouts=("exact",),
         seeds=(0, 1, 2),

@@ -8,7 +8,7 @@ import torch
 
 import cua
 from cua import CUAConfig
-from cua.experiments.protocol import Bench, percent_change
+from cua.experiments.protocol import Bench, percent_change, used
 from cua.experiments.record import Record, point
 from cua.llm.models import identity
 from cua.llm.prefix import SplitModel
@@ -41,10 +41,6 @@ def gradient_scores(bench: Bench) -> dict[str, Any]:
         adapter.detach()
 
 
-def _used(training: TrainConfig) -> dict[str, Any]:
-    return {key: value for key, value in asdict(training).items() if value is not None}
-
-
 def run() -> dict[str, Any]:
     """Score all layers, train the best few, then try learning rates; 25,920 parameters in all layers likewise."""
     bench = Bench.prepare(test=False)
@@ -53,8 +49,8 @@ def run() -> dict[str, Any]:
             "name": NAME,
             "question": QUESTION,
             "config": {
-                "training": _used(TRAINING),
-                "training_all": _used(TRAINING_ALL),
+                "training": used(TRAINING),
+                "training_all": used(TRAINING_ALL),
                 "rates": RATES,
                 "all_rates": ALL_RATES,
                 "candidates": CANDIDATES,

@@ -3,7 +3,6 @@
 import json
 import os
 
-import numpy as np
 import pytest
 import torch
 from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
@@ -145,7 +144,7 @@ def test_a_noisy_window_of_the_frontier_gives_the_recorded_loss(embedded, test_w
     case = Case("4x4", "superdense", "sign-faithful", "fake_marrakesh", None, "none", seed=0)
     backend = FakeMarrakesh()
     chains = disjoint_paths(backend, 2, cutoff=noise_frontier.CUTOFF)
-    places = [chains[i] for i in np.random.default_rng(case.seed).permutation(len(chains))]
+    places = noise_frontier.deal(chains, case.seed)
     execution = Execution(case.circuit, case.readout, case.shots, DeviceNoise(backend), places)
     ids = test_windows[1][result["config"]["windows"][1]][None]
     adapter = cua.load(model, ADAPTERS / result["config"]["adapters"][case.blocks][0])
