@@ -163,7 +163,6 @@ outputs = np.einsum("nij,tnj->tni", blocks, slices)
 shots = [256, 1024, 4096, 16384, 65536]
 
 
-
 # %%
 def squared_error(runner: BlockRunner) -> float:
     return (((runner(slices) - outputs) ** 2).sum(-1) / (slices**2).sum(-1)).mean()
