@@ -282,6 +282,9 @@ axes.legend()
 plt.show()
 
 # %% [markdown]
+# In this range shots hardly matter: the language model averages over many blocks and tokens, and so over the statistical
+# errors of each, while the bias of noise stays. Only where bias is all but gone does the smallest budget show.
+#
 # ## If the calibration is wrong
 #
 # The simulation and the mitigation above read the same calibration; a real device drifts between the two. As a hard test,
@@ -354,8 +357,9 @@ for circuit in ("4x4_superdense", "butterfly_superdense", "butterfly5_superdense
 #   at a time.
 # * At two qubits most of the error is the measurement's, and inverting known readout errors removes nearly all of it; with both
 #   inversions the penalty of the superdense circuit is hardly to be seen.
-# * The penalty grows several-fold with every qubit of a block, on each of the three processors, and steadily: we do not
-#   find the jump between two qubits and three that was reported for the paper. Mitigation takes off most of it, at every size.
+# * The penalty grows with every qubit of a block, on each of the three processors, and on the newer two several-fold each
+#   time. It grows steadily: we do not find the jump between two qubits and three that was reported for the paper.
+#   Mitigation takes off most of it, at every size.
 # * Which block sits on which pair of qubits matters as much as the step from one processor to the next: that is what the
 #   intervals over seeds show. (Leaving out bad pairs helps; giving the best ones to the blocks that matter is still to be tried.)
 # * Sixteen components, and more, can be mixed with two-qubit circuits alone: a butterfly whose layers have strides of their own
