@@ -129,15 +129,25 @@ def run_prefix() -> dict[str, Any]:
     return record.finish(headline)
 
 
-def in_turn(calls: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, A B C A B C ..., after one round that is not counted."""
+def in_turn(calls: dict[str, Callable[[], None]], repeats: int, warm_s: float = 0.0) -> dict[str, list[float]]:
+    """Seconds of each call, A B C A B C ..., after one round that is not counted.
+
+    With ``warm_s``, a call is repeated for so many seconds each time before it is timed: what ran before it leaves
+    caches and memory in a state that costs a call of milliseconds half its speed.  A call that takes longer than that
+    anyway is not repeated.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    took = dict.fromkeys(calls, 0.0)
     for i in range(repeats + 1):
         for name, call in calls.items():
             started = time.perf_counter()
+            while took[name] < warm_s and time.perf_counter() - started < warm_s:
+                call()
+            started = time.perf_counter()
             call()
+            took[name] = time.perf_counter() - started
             if i:
-                seconds[name].append(round(time.perf_counter() - started, 6))
+                seconds[name].append(round(took[name], 6))
     return seconds
 
 
