@@ -88,8 +88,8 @@ def _simulation(backend: BackendV2, place: tuple[int, int]) -> dict[str, dict[st
     """Seconds for growing numbers of circuits on one pair, the engine and Aer's density matrices in turn.
 
     Aer gets what we found to be fastest: one job, all cores, angles bound at run time, and a circuit of two qubits with
-    the pair's noise moved onto them.  (Angles bound before the run, on the device's own qubits, are 20 to 30 times slower,
-    and leave the process in a state in which torch's second thread is of no use any more.)
+    the pair's noise moved onto them.  (Angles bound before the run, on the device's own qubits, take 20 to 30 times as
+    long, and leave the process in a state in which torch's second thread is of no use any more.)
     """
     template = superdense_template()
     pair_noise = NoiseModel(basis_gates=["rz", "sx", "x", "cz"])
