@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -19,7 +21,7 @@
 # How does a rotation of four numbers become a circuit on two qubits, how small can that circuit be, and can its output be
 # read, signs and all?
 #
-# *You need:* [chapter 1](01_cayley), and to have seen a quantum circuit before. *Run time:* about 40 seconds. *Numbers here
+# *You need:* [chapter 1](01_cayley), and to have seen a quantum circuit before. *Run time:* about 30 seconds. *Numbers here
 # are* **live**, *on simulated and perfect qubits; timings and trained adapters are* **recorded**; *gate counts are compared
 # with the* **paper**'s, *as one reader reported them.*
 # ```
