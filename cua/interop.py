@@ -101,5 +101,9 @@ def from_peft(model: nn.Module, folder: str | Path) -> Adapter:
     if not config.oft_block_size:
         raise ValueError(f"{folder} was made with r={config.r}; only checkpoints made with oft_block_size are read")
     wrapper = CUAConfig(target_modules=tuple(thetas), block_size=config.oft_block_size)
-    check_fit(matching_layers(model, wrapper), wrapper, thetas, folder)
+    try:
+        modules = matching_layers(model, wrapper)
+    except ValueError as error:
+        raise ValueError(f"{folder} does not fit this model: {error}") from None
+    check_fit(modules, wrapper, thetas, folder)
     return attach_with(model, wrapper, thetas)
