@@ -108,11 +108,11 @@ print(noise.gate("sx", pairs[0][:1]).round(6) + 0.0)  # + 0.0 for -0.0
 # %%
 rng = np.random.default_rng(0)
 angles = rng.uniform(-np.pi, np.pi, (1, 20, 6))
-ours = NoisyCircuit(superdense_template(), noise, [pairs[0]]).probabilities(angles)[0].numpy()
 aer = AerSimulator(method="density_matrix", noise_model=NoiseModel.from_backend(marrakesh))
 circuit = QuantumCircuit(max(pairs[0]) + 1)
 circuit.compose(superdense_template().remove_final_measurements(inplace=False), pairs[0], inplace=True)
 circuit.save_density_matrix(pairs[0])
+ours = NoisyCircuit(superdense_template(), noise, [pairs[0]]).probabilities(angles)[0].numpy()
 
 # %%
 binds = {p: angles[0, :, i].tolist() for i, p in enumerate(circuit.parameters)}

@@ -52,6 +52,7 @@ def test_outputs_name_no_path_of_the_machine(chapter):
         text += str([output.get("data", {}).get("text/plain") for output in cell.outputs])
         for place in (BOOK.parents[1], Path.home(), tempfile.gettempdir(), "/home", "/Users"):
             assert f"{place}/" not in text, cell.source
+        assert " at 0x" not in text, f"an object's address, different in every run: {cell.source}"
 
 
 def test_cells_are_few_and_short(chapter):
