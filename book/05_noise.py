@@ -5,8 +5,6 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3 (ipykernel)
 #     language: python
@@ -142,10 +140,10 @@ for n, seconds in speed["runs"]["simulation"]["seconds"].items():
 # Two kinds of error can be undone on average. **Readout errors** flip each bit with known probabilities, so that observed
 # frequencies are a known matrix times the true ones; invert it. **Gate errors** act, roughly, as if a fraction $s$ of the
 # shots gave a random outcome; find $s$ from circuits whose result is known, subtract. Both inversions remove bias and amplify
-# statistical noise, which in principle pays only where there are enough shots; here it pays at every budget
-# shown. And here $s$ is found, block by block, with the very simulator
-# that makes the data, so what follows is the *best* that such mitigation can do; on a processor, $s$ has to be measured.
-# With infinitely many shots only the bias is left; what 4,096 shots add to it is variance and wrongly read signs.
+# statistical noise, which in principle pays only where there are enough shots; here it pays at every budget shown. And here
+# $s$ is found, block by block, with the very simulator that makes the data, so what follows is the *best* that such mitigation
+# can do; on a processor, $s$ has to be measured. With infinitely many shots only the bias is left; what 4,096 shots add to it
+# is variance and wrongly read signs.
 
 # %%
 model, tokenizer = load_model()
@@ -297,8 +295,8 @@ plt.show()
 # ## If the calibration is wrong
 #
 # The simulation and the mitigation above read the same calibration; a real device drifts between the two. As a hard test,
-# mitigate every block with the response of another block, 31 places further on and nearly always on another pair. Little of the
-# gain is left:
+# mitigate every block with the response of another block, 31 places further on and nearly always on another pair. Little
+# of what mitigation gains is left:
 
 # %%
 mistaken = BlockRunner(blocks, Execution(shots=None, noise=noise, places=pairs, mitigation=MITIGATIONS[2]))
@@ -320,8 +318,8 @@ print(f"{'its own':28} squared error {errors[MITIGATIONS[2], None]:.1e}")
 # $K$, each parameter turns one pair of components; a second layer at the same stride turns the same pairs again. So we
 # gave every layer a stride of its own: 1, 4, 16, 48 and 144. Five layers then turn 4,032 different pairs (288 of them
 # twice), nearly as many as the dense blocks do, but of components from all over the vector.
-# Perplexity on *validation* text, where learning rates were
-# chosen, one seed, **recorded** ({download}`block_size_selection.json <results/block_size_selection.json>`):
+# Perplexity on *validation* text, where learning rates were chosen, one seed, **recorded**
+# ({download}`block_size_selection.json <results/block_size_selection.json>`):
 
 # %%
 selection = load_result("block_size_selection")["headline"]
@@ -376,15 +374,13 @@ for label, circuit in circuits.items():
 # * A gate with its noise is a small real matrix. Circuits that differ only in angles can be simulated together, a whole text
 #   at a time.
 # * At two qubits most of the error is the measurement's: inverting known readout errors removes nearly all of the squared
-#   bias, and half to four fifths of the penalty. With both
-#   inversions the penalty of the superdense circuit is hardly to be seen. The second setting, from which signs are read, helps
-#   here too: errors of two settings partly average out.
+#   bias, and more than half of the penalty. With both inversions the penalty of the superdense circuit is hardly to be seen.
+#   The second setting, from which signs are read, helps here too: errors of two settings partly average out.
 # * In the mean over seeds the penalty grows with every qubit of a block, on each of the three processors, and on the newer
 #   two several-fold each time. It grows steadily: the jump between two qubits and three that one reader reports of the
-#   paper we do not find.
-#   Mitigation takes off most of it, at every size.
-# * From seed to seed penalties differ by factors of up to four, and more on the oldest processor: adapters differ, and so does
-#   which block sits on which pair. (Leaving out bad pairs helps; giving the best ones to the blocks that matter is still to be tried.)
+#   paper we do not find. Mitigation takes off most of it, at every size.
+# * From seed to seed penalties differ several-fold: adapters differ, and so does which block sits on which pair. (Leaving out
+#   bad pairs helps; giving the best ones to the blocks that matter is still to be tried.)
 # * Sixteen components, and more, can be mixed with two-qubit circuits alone: a butterfly whose layers have strides of their own
 #   lowers perplexity further than dense blocks with as many parameters, and noise costs it a fraction of what it costs them.
 #   The price: twenty times the circuits and shots of dense blocks, five of a single layer, one layer after the other. (On the

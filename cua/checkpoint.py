@@ -132,16 +132,24 @@ def load(model: nn.Module, folder: str | Path) -> Adapter:
         raise ValueError(f"{folder / 'adapter.safetensors'} is truncated or damaged: {error}") from None
     if hashlib.sha256(blob).hexdigest() != expected_sha:
         raise ValueError(f"{folder / 'adapter.safetensors'} is not the file that adapter.json describes (SHA-256)")
-    layers = matching_layers(model, config)
-    check_fit(layers, config, tensors, folder)
-    identity = base_identity(model, list(layers))
+    names = check_fit(model, config, tensors, folder)
+    identity = base_identity(model, names)
     if identity["weights_sha256"] != expected_weights:
         raise ValueError(f"{folder} was trained on {base_name}; the weights of this model, {identity['name']}, differ")
     return attach_with(model, config, tensors)
 
 
-def check_fit(layers: dict[str, nn.Linear], config: CUAConfig, tensors: dict[str, torch.Tensor], source: Path) -> None:
-    """Raise ``ValueError`` unless ``tensors`` are finite parameters of the right names and shapes for ``layers``."""
+def check_fit(model: nn.Module, config: CUAConfig, tensors: dict[str, torch.Tensor], source: Path) -> list[str]:
+    """Names of the layers that ``config`` selects in ``model``.
+
+    Raises:
+        ValueError: naming ``source``, unless there are such layers and ``tensors`` are finite parameters of the right
+            names and shapes for them.
+    """
+    try:
+        layers = matching_layers(model, config)
+    except ValueError as error:
+        raise ValueError(f"{source} does not fit this model: {error}") from None
     expected = {name: theta_shape(layer, config) for name, layer in layers.items()}
     for name in sorted(expected.keys() | tensors.keys()):
         theta = tensors.get(name)
@@ -152,6 +160,7 @@ def check_fit(layers: dict[str, nn.Linear], config: CUAConfig, tensors: dict[str
             raise ValueError(f"{source}: {name} is {theta.dtype}; parameters are float32 or float64")
         if not torch.isfinite(theta).all():
             raise ValueError(f"{source}: the parameters of {name} hold NaN or infinity")
+    return list(layers)
 
 
 def attach_with(model: nn.Module, config: CUAConfig, tensors: dict[str, torch.Tensor]) -> Adapter:

@@ -18,7 +18,7 @@ from torch import nn
 
 from cua.adapter import Adapter
 from cua.checkpoint import attach_with, check_fit, model_label
-from cua.config import CUAConfig, matching_layers
+from cua.config import CUAConfig
 
 _PREFIX, _SUFFIX = "base_model.model.", ".oft_R.weight"
 
@@ -101,9 +101,5 @@ def from_peft(model: nn.Module, folder: str | Path) -> Adapter:
     if not config.oft_block_size:
         raise ValueError(f"{folder} was made with r={config.r}; only checkpoints made with oft_block_size are read")
     wrapper = CUAConfig(target_modules=tuple(thetas), block_size=config.oft_block_size)
-    try:
-        modules = matching_layers(model, wrapper)
-    except ValueError as error:
-        raise ValueError(f"{folder} does not fit this model: {error}") from None
-    check_fit(modules, wrapper, thetas, folder)
+    check_fit(model, wrapper, thetas, folder)
     return attach_with(model, wrapper, thetas)

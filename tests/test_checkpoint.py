@@ -2,6 +2,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -193,6 +194,14 @@ def test_refuses_another_base_model(make_llama, saved, snapshot):
     with pytest.raises(ValueError, match=r"the weights of this model, .*, differ"):
         cua.load(other, saved)
     assert snapshot(other) == before
+
+
+def test_refuses_a_model_that_lacks_the_layers_and_names_the_folder(make_llama, saved, snapshot):
+    smaller = make_llama(num_hidden_layers=1)
+    before = snapshot(smaller)
+    with pytest.raises(ValueError, match=re.escape(f"{saved} does not fit this model: ")):
+        cua.load(smaller, saved)
+    assert snapshot(smaller) == before
 
 
 def test_refuses_a_model_that_has_the_adapter(llama, saved, snapshot):
