@@ -5,10 +5,11 @@ with run_on_circuits(adapter, Execution(noise=DeviceNoise(backend), places=disjo
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from cua.quantum.circuits import (
 )
 from cua.quantum.engine import NoisyCircuit
 from cua.quantum.estimate import QUARTER_TURN, sample, sign_constrained, sign_faithful
+from cua.quantum.jobs import JobRunner
 from cua.quantum.mitigation import (
     depolarising_response,
     depolarising_strength,
@@ -137,19 +139,25 @@ class BlockRunner:
         Raises:
             ValueError: for slices of another shape.
         """
-        execution = self.execution
         if x.ndim != 3 or x.shape[1:] != self.q.shape[:2]:
             raise ValueError(f"slices have shape {x.shape}; expected (tokens, {', '.join(map(str, self.q.shape[:2]))})")
-        shots = None if execution.shots is None else execution.shots // len(self.settings)
-        counts = []
-        for setting, inverse in enumerate(self.inverses):
-            p = self.probabilities(x, setting)
-            seen = 1e9 * p if shots is None else sample(p, shots, self.rng)  # a billion shots stand for all
-            counts.append(seen if inverse is None else mitigate(seen, inverse))
-        if execution.readout == "sign-faithful":
+        counts = [
+            seen if inverse is None else mitigate(seen, inverse)
+            for seen, inverse in zip(self.counts(x), self.inverses, strict=True)
+        ]
+        if self.execution.readout == "sign-faithful":
             return sign_faithful(x, *counts, mean_overlap=np.trace(self.q, axis1=1, axis2=2) / 4)
         y = sign_constrained(x, counts[0])
-        return y if execution.readout == "sign-constrained" else np.copysign(y, np.einsum("nij,tnj->tni", self.q, x))
+        if self.execution.readout == "true-signs":
+            y = np.copysign(y, np.einsum("nij,tnj->tni", self.q, x))
+        return y
+
+    def counts(self, x: NDArray[np.float64]) -> list[NDArray[Any]]:
+        """Counts in every setting, ``(tokens, n_blocks, b)`` each."""
+        probabilities = (self.probabilities(x, setting) for setting in range(len(self.settings)))
+        if self.execution.shots is None:
+            return [1e9 * p for p in probabilities]  # a billion shots stand for all
+        return [sample(p, self.execution.shots // len(self.settings), self.rng) for p in probabilities]
 
     def probabilities(self, x: NDArray[np.float64], setting: int = 0) -> NDArray[np.float64]:
         """Probabilities of the components, ``(tokens, n_blocks, b)``, noise and readout errors included."""
@@ -197,13 +205,34 @@ class BlockRunner:
             ) from None
 
 
+class DeviceRunner(BlockRunner):
+    """Runs the blocks of one layer as jobs, signs read faithfully.
+
+    Args:
+        q: ``(n_blocks, 4, 4)`` orthogonal.
+        jobs: where to.
+        mitigation: as of :class:`Execution`, with the device's calibration.
+
+    Raises:
+        ValueError: as :class:`BlockRunner`.
+    """
+
+    def __init__(self, q: NDArray[np.float64], jobs: JobRunner, mitigation: str = "none") -> None:
+        noise = DeviceNoise(jobs.backend)
+        super().__init__(q, Execution(shots=2 * jobs.shots, noise=noise, places=jobs.packed.pairs, mitigation=mitigation))
+        self.jobs = jobs
+
+    def counts(self, x: NDArray[np.float64]) -> list[NDArray[Any]]:
+        """Counts in both settings, ``(tokens, n_blocks, 4)`` each."""
+        return self.jobs.counts(x, self.settings)
+
+
 @lru_cache(maxsize=2048)  # transpiling a block takes 20 ms for two qubits, ten times that for four
 def _textbook(q: bytes, b: int) -> QuantumCircuit:
     return textbook_template(np.frombuffer(q).reshape(b, b))
 
 
-@contextmanager
-def run_on_circuits(adapter: Adapter, execution: Execution) -> Iterator[None]:
+def run_on_circuits(adapter: Adapter, execution: Execution) -> AbstractContextManager[None]:
     """Inside this context every block of the adapter is evaluated by ``execution`` instead of a matrix product.
 
     The adapter's own ``readout`` is not used, and no gradients are kept.  The blocks are those of the moment of entry:
@@ -214,9 +243,22 @@ def run_on_circuits(adapter: Adapter, execution: Execution) -> Iterator[None]:
     """
 
     streams = count()
+    return _running(adapter, lambda q: BlockRunner(q, execution, next(streams)))
 
+
+def run_on_device(adapter: Adapter, jobs: JobRunner, mitigation: str = "none") -> AbstractContextManager[None]:
+    """Inside this context every block of the adapter runs as jobs on a device, through a journal.
+
+    Raises:
+        ValueError: on entry, see :class:`DeviceRunner`; errors of :class:`~cua.quantum.jobs.JobRunner` inside.
+    """
+    return _running(adapter, lambda q: DeviceRunner(q, jobs, mitigation))
+
+
+@contextmanager
+def _running(adapter: Adapter, run: Callable[[NDArray[np.float64]], BlockRunner]) -> Iterator[None]:
     def executor(q: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        runner = BlockRunner(q.numpy(), execution, next(streams))
+        runner = run(q.numpy())
 
         def read(x: Tensor, _: Tensor) -> Tensor:
             y = runner(x.cpu().double().reshape(-1, *q.shape[:2]).numpy())

@@ -66,7 +66,7 @@ class NoisyCircuit:
             raise ValueError(f"each qubit has to be measured, into bits 0 to {self.n_qubits - 1}; here: {self.bits}")
         free = [i for i, (qubits, action) in enumerate(steps) if isinstance(action, int)]
         first, last = (free[0], free[-1] + 1) if free else (0, 0)
-        self._start = self._ground_state()
+        self._start = self._basis_states()
         for qubits, matrix in steps[:first]:
             self._start = _apply(self._start, matrix, qubits, self.n_qubits)
         self._steps_between = _fuse(steps[first:last])
@@ -76,18 +76,25 @@ class NoisyCircuit:
             transposed = _apply(self._effects.mT, matrix.mT, qubits, self.n_qubits)
             self._effects = transposed.mT
 
-    def probabilities(self, angles: NDArray[np.float64] | Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    def probabilities(
+        self,
+        angles: NDArray[np.float64] | Tensor,
+        dtype: torch.dtype = torch.float64,
+        start: NDArray[np.float64] | Tensor | None = None,
+    ) -> Tensor:
         """Outcome probabilities, readout errors included.
 
         Args:
             angles: radians, ``(n_places, batch, n_parameters)`` in the order of ``self.parameters``.
             dtype: float64, or float32 for about twice the speed and errors of 1e-6.
+            start: probabilities of the basis states that the qubits start in, ``(n_places, batch, 2^n)``; all in
+                |0...0> if left out.
 
         Returns:
             ``(n_places, batch, 2^n)``; outcomes as integers, qubit 0 the lowest bit.
 
         Raises:
-            ValueError: for angles of another shape.
+            ValueError: for angles or start of another shape.
         """
         angles = torch.as_tensor(angles)
         if angles.ndim != 3 or angles.shape[0] != len(self.places) or angles.shape[2] != len(self.parameters):
@@ -95,6 +102,12 @@ class NoisyCircuit:
                 f"angles have shape {tuple(angles.shape)}; expected ({len(self.places)} places, circuits, "
                 f"{len(self.parameters)} angles)"
             )
+        if start is not None:
+            start = torch.as_tensor(start)
+            if start.shape != (*angles.shape[:2], 2**self.n_qubits):
+                raise ValueError(
+                    f"start has shape {tuple(start.shape)}; expected {(*angles.shape[:2], 2**self.n_qubits)}"
+                )
         batch = angles.shape[1]
         out = torch.empty(len(self.places), batch, 2**self.n_qubits, dtype=dtype)
         chunk = max(1, CHUNK_NUMBERS // (len(self.places) * 4**self.n_qubits))
@@ -102,13 +115,16 @@ class NoisyCircuit:
             torch.from_numpy(np.array(self._coefficients)).to(dtype).view(len(self._coefficients), len(self.parameters))
         )
         offsets = torch.tensor(self._offsets, dtype=dtype)[:, None, None]
-        start, effects = self._start.to(dtype), self._effects.to(dtype)
+        basis, effects = self._start.to(dtype), self._effects.to(dtype)
         steps = [(q, a if isinstance(a, int) else a.to(dtype)) for q, a in self._steps_between]
         for begin in range(0, batch, chunk):
             part = angles[:, begin : begin + chunk].to(dtype)
             turns = (coefficients @ part.mT).movedim(1, 0).add_(offsets)  # (n_free_rz, places, chunk)
             cos, sin = turns.cos(), turns.sin()
-            state = start.repeat(1, 1, part.shape[1])
+            if start is None:
+                state = basis[:, :, :1].repeat(1, 1, part.shape[1])
+            else:
+                state = basis @ start[:, begin : begin + chunk].to(dtype).mT
             for qubits, action in steps:
                 if isinstance(action, int):
                     _rotate_z(state, cos[action], sin[action], qubits[0], self.n_qubits)
@@ -152,13 +168,13 @@ class NoisyCircuit:
                 steps.append((qubits, torch.from_numpy(np.stack(matrices))))
         return steps
 
-    def _ground_state(self) -> Tensor:
-        """|0...0>, ``(n_places, 4^n, 1)``: 1 for every Pauli string of I and Z."""
-        one = np.array([1.0, 0.0, 0.0, 1.0])
-        state = np.ones(1)
+    def _basis_states(self) -> Tensor:
+        """Pauli vectors of |0...0>, |0...1>, ..., ``(n_places, 4^n, 2^n)``."""
+        one = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, -1.0]]).T
+        states = np.ones((1, 1))
         for _ in range(self.n_qubits):
-            state = np.kron(state, one)
-        return torch.from_numpy(state).expand(len(self.places), -1)[..., None]
+            states = np.kron(states, one)
+        return torch.from_numpy(states).expand(len(self.places), -1, -1)
 
     def _measurement(self, circuit: QuantumCircuit, noise: DeviceNoise | None) -> Tensor:
         """p = E r before any folding, ``(n_places, 2^n, 4^n)``."""

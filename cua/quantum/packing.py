@@ -1,0 +1,116 @@
+"""One circuit for a whole device: superdense circuits side by side on disjoint pairs, several rounds in a shot.
+
+* *Slot* s = round * n_pairs + pair.  Block i stands in slot ``i % n_slots`` of circuit ``i // n_slots``, so that it
+  always runs on pair ``i % n_pairs``.
+* Angles of slot s are parameters 6s to 6s + 5.
+* Outcomes of slot s are bits 2p and 2p + 1 of the classical register ``round{r}``, the pair's first qubit the lower.
+
+Between two rounds every qubit is measured and reset.  Barriers let all pairs be measured at the same time, as a Heron
+does it, and let no round begin before the last has ended.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from qiskit import ClassicalRegister, QuantumCircuit, QuantumRegister
+from qiskit.circuit import ParameterVector
+from qiskit.primitives import BitArray, DataBin
+from qiskit.providers import BackendV2
+
+from cua.quantum.circuits import SUPERDENSE_OUTCOMES, superdense_angles, superdense_template
+from cua.quantum.noise import check_gates
+
+
+class PackedCircuit:
+    """The superdense circuits of many blocks as one ISA circuit.
+
+    Args:
+        backend: a Heron; the circuit is in its gates and on its qubits and needs no transpilation.
+        pairs: disjoint coupled pairs, see :func:`cua.quantum.layout.disjoint_paths`.
+        rounds: how often each pair is used in one shot; more than one takes a reset between two uses.
+
+    Attributes:
+        circuit: on all qubits of the device, with ``6 * n_slots`` parameters.
+        pairs, rounds: as given.
+        n_slots: blocks that one circuit holds, ``rounds * len(pairs)``.
+
+    Raises:
+        ValueError: for pairs that overlap or are not coupled, or a backend with other gates or without reset.
+    """
+
+    def __init__(self, backend: BackendV2, pairs: Sequence[tuple[int, int]], rounds: int = 1) -> None:
+        check_gates(backend)
+        self.pairs, self.rounds = [tuple(pair) for pair in pairs], rounds
+        self.n_slots = rounds * len(self.pairs)
+        used = [qubit for pair in self.pairs for qubit in pair]
+        if not self.pairs or rounds < 1:
+            raise ValueError(f"{len(self.pairs)} pairs and {rounds} rounds: at least one of each")
+        if len(set(used)) < len(used):
+            raise ValueError("pairs share a qubit; take those of cua.quantum.layout.disjoint_paths")
+        couplings = set(backend.target["cz"])
+        if alien := [pair for pair in self.pairs if pair not in couplings and pair[::-1] not in couplings]:
+            raise ValueError(f"{backend.name} does not couple the qubits {alien[0]}")
+        if rounds > 1 and "reset" not in backend.target.operation_names:
+            raise ValueError(f"{backend.name} has no reset, so a pair can be used only once in a shot")
+        self._target = backend.target
+        template = superdense_template()
+        self.circuit = QuantumCircuit(QuantumRegister(backend.num_qubits, "q"), name=f"packed{self.n_slots}")
+        angles = ParameterVector("angle", 6 * self.n_slots)
+        for round_ in range(rounds):
+            register = ClassicalRegister(2 * len(self.pairs), f"round{round_}")
+            self.circuit.add_register(register)
+            if round_:
+                self.circuit.reset(used)
+                self.circuit.barrier(used)
+            for i, pair in enumerate(self.pairs):
+                slot = angles[6 * (round_ * len(self.pairs) + i) :][:6]
+                bound = template.assign_parameters(slot).remove_final_measurements(inplace=False)
+                # CZ is symmetric, but a target may have it in one direction only; then that one is named.
+                for gate in bound.data:
+                    qubits = tuple(pair[bound.find_bit(qubit).index] for qubit in gate.qubits)
+                    if len(qubits) == 2 and qubits not in couplings:
+                        qubits = qubits[::-1]
+                    self.circuit.append(gate.operation, qubits)
+            self.circuit.barrier(used)
+            self.circuit.measure(used, register)
+
+    def seconds(self) -> float:
+        """Duration of the circuit by the device's own gate times, without the delay between shots."""
+        return self.circuit.estimate_duration(self._target, "s")
+
+    def n_circuits(self, n_blocks: int) -> int:
+        """Circuits that hold ``n_blocks`` blocks with one slice each."""
+        return -(-n_blocks // self.n_slots)
+
+    def angles(self, x: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Parameter values, one row a circuit.
+
+        Args:
+            x: slices ``(tokens, n_blocks, 4)``.
+            q: blocks ``(n_blocks, 4, 4)`` in SO(4).
+
+        Returns:
+            ``(tokens, n_circuits, 6 * n_slots)`` radians in the order of ``circuit.parameters``; slots without a block
+            get zeros.
+        """
+        tokens, n_blocks, _ = x.shape
+        padded = np.zeros((tokens, self.n_circuits(n_blocks) * self.n_slots, 6))
+        padded[:, :n_blocks] = superdense_angles(x, q)
+        return padded.reshape(tokens, -1, 6 * self.n_slots)
+
+    def counts(self, data: DataBin) -> NDArray[np.int64]:
+        """Counts of every component in every slot, ``(*shape, n_slots, 4)`` for a PUB of any shape."""
+        by_round = [outcome_counts(data[f"round{round_}"], len(self.pairs)) for round_ in range(self.rounds)]
+        return np.concatenate(by_round, axis=-2)[..., list(SUPERDENSE_OUTCOMES)]
+
+
+def outcome_counts(bits: BitArray, n_pairs: int) -> NDArray[np.int64]:
+    """How often each of the outcomes 0 to 3 of bits (2p, 2p + 1) came up, ``(*bits.shape, n_pairs, 4)``."""
+    array = bits.array[..., ::-1]  # BitArray's last byte holds the lowest bits
+    counts = np.empty((*bits.shape, n_pairs, 4), dtype=np.int64)
+    for pair in range(n_pairs):  # four pairs share a byte
+        outcomes = array[..., pair // 4] >> (2 * (pair % 4)) & 3
+        for outcome in range(4):
+            counts[..., pair, outcome] = (outcomes == outcome).sum(-1)
+    return counts
