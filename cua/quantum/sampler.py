@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
+from math import prod
 
 import numpy as np
 import rustworkx as rx
@@ -70,7 +71,7 @@ class EngineSampler(BaseSamplerV2):
 
     def _sample(self, pub: SamplerPub) -> SamplerPubResult:
         values = pub.parameter_values.as_array(pub.circuit.parameters)
-        rows = values.reshape(-1, values.shape[-1])
+        rows = values.reshape(prod(values.shape[:-1]), values.shape[-1])
         rng = np.random.default_rng([self.seed, pub.shots, int.from_bytes(sha256(rows.tobytes()).digest()[:8])])
         outcomes = {
             register.name: np.zeros((len(rows), -(-register.size // 8), pub.shots), dtype=np.uint8)
@@ -82,7 +83,7 @@ class EngineSampler(BaseSamplerV2):
                 start = self._after_reset(part, before, len(rows))
                 angles = np.moveaxis(rows[:, part.columns], 1, 0)
                 if self.noise is None:  # all places are alike
-                    angles = angles.reshape(1, -1, angles.shape[-1])
+                    angles = angles.reshape(1, len(part.places) * len(rows), -1 if angles.size else 0)
                 seen = part.circuit.probabilities(angles, start=start).numpy()
                 seen = seen.reshape(len(part.places), len(rows), -1)
                 self._draw(part, seen, pub.shots, outcomes, rng)
@@ -185,7 +186,7 @@ def _parts(circuit: QuantumCircuit, noise: DeviceNoise | None) -> list[list[_Par
             _Part(
                 NoisyCircuit(same[0][3], noise, [place for place, *_ in same]),
                 [place for place, *_ in same],
-                np.array([columns for _, columns, _, _ in same]),
+                np.array([columns for _, columns, _, _ in same], dtype=np.int64),
                 [bits for _, _, bits, _ in same],
             )
             for same in alike.values()
