@@ -141,10 +141,8 @@ class BlockRunner:
         """
         if x.ndim != 3 or x.shape[1:] != self.q.shape[:2]:
             raise ValueError(f"slices have shape {x.shape}; expected (tokens, {', '.join(map(str, self.q.shape[:2]))})")
-        counts = [
-            seen if inverse is None else mitigate(seen, inverse)
-            for seen, inverse in zip(self.counts(x), self.inverses, strict=True)
-        ]
+        x, seen = self.measure(x)
+        counts = [c if inverse is None else mitigate(c, inverse) for c, inverse in zip(seen, self.inverses, strict=True)]
         if self.execution.readout == "sign-faithful":
             return sign_faithful(x, *counts, mean_overlap=np.trace(self.q, axis1=1, axis2=2) / 4)
         y = sign_constrained(x, counts[0])
@@ -152,12 +150,12 @@ class BlockRunner:
             y = np.copysign(y, np.einsum("nij,tnj->tni", self.q, x))
         return y
 
-    def counts(self, x: NDArray[np.float64]) -> list[NDArray[Any]]:
-        """Counts in every setting, ``(tokens, n_blocks, b)`` each."""
+    def measure(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[NDArray[Any]]]:
+        """The slices that went in, and their counts in every setting, ``(tokens, n_blocks, b)`` each."""
         probabilities = (self.probabilities(x, setting) for setting in range(len(self.settings)))
         if self.execution.shots is None:
-            return [1e9 * p for p in probabilities]  # a billion shots stand for all
-        return [sample(p, self.execution.shots // len(self.settings), self.rng) for p in probabilities]
+            return x, [1e9 * p for p in probabilities]  # a billion shots stand for all
+        return x, [sample(p, self.execution.shots // len(self.settings), self.rng) for p in probabilities]
 
     def probabilities(self, x: NDArray[np.float64], setting: int = 0) -> NDArray[np.float64]:
         """Probabilities of the components, ``(tokens, n_blocks, b)``, noise and readout errors included."""
@@ -222,9 +220,9 @@ class DeviceRunner(BlockRunner):
         super().__init__(q, Execution(shots=2 * jobs.shots, noise=noise, places=jobs.packed.pairs, mitigation=mitigation))
         self.jobs = jobs
 
-    def counts(self, x: NDArray[np.float64]) -> list[NDArray[Any]]:
-        """Counts in both settings, ``(tokens, n_blocks, 4)`` each."""
-        return self.jobs.counts(x, self.settings)
+    def measure(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[NDArray[Any]]]:
+        """The slices that went in, and their counts in both settings."""
+        return self.jobs.measure(x, self.settings)
 
 
 @lru_cache(maxsize=2048)  # transpiling a block takes 20 ms for two qubits, ten times that for four

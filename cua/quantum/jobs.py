@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from hashlib import sha256
 from importlib.metadata import version
 from typing import Any
 from uuid import uuid4
@@ -31,6 +30,7 @@ from cua.quantum.plan import MAX_EXECUTIONS, Plan
 
 FORMAT = 1
 TRIES = 6
+ROUNDING = 0.02  # of the largest slice: activations are bfloat16, and threads or machines add them up in another order
 SETTLE_S = 20.0  # how long the service may take to list a job that it has accepted
 
 
@@ -54,6 +54,7 @@ class JobRunner:
         service: that knows the jobs of ``sampler`` (``QiskitRuntimeService``); ``None`` if jobs die with this process.
         budget_s: QPU seconds that may be spent in all; ``None`` for no limit.
         max_executions: circuits times shots of one job.
+        pending: jobs that may wait for their results at a time.
         sleep: waits between two tries, for tests.
 
     Raises:
@@ -70,10 +71,12 @@ class JobRunner:
         service: Any = None,
         budget_s: float | None = None,
         max_executions: int = MAX_EXECUTIONS,
+        pending: int = 3,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.packed, self.backend, self.sampler, self.service = packed, backend, sampler, service
-        self.shots, self.budget_s, self.max_executions, self.sleep = shots, budget_s, max_executions, sleep
+        self.shots, self.budget_s, self.max_executions = shots, budget_s, max_executions
+        self.pending, self.sleep = pending, sleep
         header = {
             "format": FORMAT,
             "device": backend.name,
@@ -86,12 +89,13 @@ class JobRunner:
             "options": _options(sampler),
         }
         self.journal = Journal(folder, header)
-        self._run_id = self.journal.events[0].get("at", "")
         self._calls = 0
         names = ("numpy", "qiskit", "qiskit-aer", "qiskit-ibm-runtime")
         self.journal.append("opened", versions={name: version(name) for name in names}, calibrated=calibration_time(backend))
 
-    def counts(self, x: NDArray[np.float64], settings: Sequence[NDArray[np.float64]]) -> list[NDArray[np.int64]]:
+    def measure(
+        self, x: NDArray[np.float64], settings: Sequence[NDArray[np.float64]]
+    ) -> tuple[NDArray[np.float64], list[NDArray[np.int64]]]:
         """Counts of every slice in every block, in each of some settings.
 
         Args:
@@ -99,69 +103,74 @@ class JobRunner:
             settings: blocks ``(n_blocks, 4, 4)``, one array a setting.
 
         Returns:
-            For each setting ``(tokens, n_blocks, 4)`` in the order of components.
+            The slices that went in, and for each setting counts ``(tokens, n_blocks, 4)`` in the order of components.
+            Where the journal has this call already its slices are taken, which may differ from ``x`` by rounding.
 
         Raises:
             RunStopped: if the run cannot go on.
             JournalError: if the journal has another call in this place, or cannot be written.
         """
         call, self._calls = self._calls, self._calls + 1
-        self._announce(call, x, np.stack(settings))
+        x = self._announced(call, x, np.stack(settings))
         angles = np.stack([self.packed.angles(x, q) for q in settings])  # (settings, tokens, circuits, parameters)
         rows = angles.reshape(-1, angles.shape[-1])
         per_job = self.max_executions // self.shots
-        plan = Plan.of(self.packed, x.shape[1], x.shape[0], len(settings), self.shots)
-        self._within_budget(plan)
         parts = [rows[begin : begin + per_job] for begin in range(0, len(rows), per_job)]
-        counts = np.concatenate([self._job(call, job, part) for job, part in enumerate(parts)])
-        return list(counts.reshape(*angles.shape[:2], -1, 4)[:, :, : x.shape[1]])
+        left = [job for job in range(len(parts)) if not self.journal.find("counts", call=call, job=job)]
+        self._within_budget(sum(len(parts[job]) for job in left), len(left))
+        sent: dict[int, tuple[Any, str]] = {}
+        for i, job in enumerate(left):
+            for ahead in left[i : i + self.pending]:
+                if ahead not in sent:
+                    sent[ahead] = self._sent(call, ahead, parts[ahead])
+            self._fetch(call, job, len(parts[job]), *sent[job])
+        done = [self.journal.find("counts", call=call, job=job)[0] for job in range(len(parts))]
+        counts = np.concatenate([self.journal.load(line) for line in done])
+        return x, list(counts.reshape(*angles.shape[:2], -1, 4)[:, :, : x.shape[1]])
 
-    def _within_budget(self, plan: Plan) -> None:
-        spent = self.spent_s()
+    def spent_s(self) -> float:
+        """QPU seconds of the jobs that are done, as the service reports them."""
+        return sum(line["usage_s"] for line in self.journal.find("counts"))
+
+    def _within_budget(self, circuits: int, jobs: int) -> None:
+        plan, spent = Plan(circuits, self.shots, jobs, self.packed.shot_s()), self.spent_s()
         if self.budget_s is not None and spent + plan.qpu_s > self.budget_s:
             raise RunStopped(
                 f"this pass needs {plan}; of the budget of {self.budget_s:.0f} s {spent:.0f} s are spent: take fewer tokens "
                 "or shots, more rounds, or a larger budget"
             )
 
-    def spent_s(self) -> float:
-        """QPU seconds of the jobs that are done, as the service reports them."""
-        return sum(line["usage_s"] for line in self.journal.find("counts"))
-
-    def _announce(self, call: int, x: NDArray[np.float64], q: NDArray[np.float64]) -> None:
-        """Record what goes in, or check that the same went in before."""
-        digest = sha256(x.tobytes() + q.tobytes()).hexdigest()
-        if recorded := self.journal.find("call", call=call):
-            if recorded[0]["inputs_sha256"] != digest:
+    def _announced(self, call: int, x: NDArray[np.float64], q: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Record what goes in; or, if it was before, check that it is the same up to rounding, and take that."""
+        if not (recorded := self.journal.find("call", call=call)):
+            blocks, slices = (self.journal.save(f"{n}-{call:05}.npy", a) for n, a in (("blocks", q), ("slices", x)))
+            self.journal.append("call", call=call, blocks=blocks, slices=slices)
+            return x
+        before = [self.journal.load(recorded[0][name]) for name in ("slices", "blocks")]
+        for old, new in zip(before, (x, q), strict=True):
+            if old.shape != new.shape or np.abs(old - new).max() > ROUNDING * np.abs(old).max():
                 raise JournalError(
                     f"call {call} of {self.journal.folder} had other slices or blocks: the model, the adapter or the text "
                     "is not the one that the journal was begun with; take another folder"
                 )
-            return
-        blocks = self.journal.save(f"blocks-{call:05}.npy", q)
-        slices = self.journal.save(f"slices-{call:05}.npy", x)
-        self.journal.append("call", call=call, inputs_sha256=digest, blocks=blocks, slices=slices)
+        return before[0]
 
-    def _job(self, call: int, job: int, rows: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Counts of one job, ``(rows, n_slots, 4)``."""
-        if done := self.journal.find("counts", call=call, job=job):
-            return self.journal.load(done[0])
-        handle, tag = self._sent(call, job, rows)
+    def _fetch(self, call: int, job: int, rows: int, handle: Any, tag: str) -> None:
+        """Wait for a job and record its counts."""
         counts, reason = None, ""
         try:
             result = self._ask(f"the result of job {handle.job_id()}", handle.result)
             counts = self.packed.counts(result[0].data)
-            if counts.shape[0] != len(rows) or not (counts.sum(-1) == self.shots).all():
-                reason = f"came back with {counts[..., :1, :].sum()} of {len(rows) * self.shots} shots"
+            if counts.shape[0] != rows or not (counts.sum(-1) == self.shots).all():
+                reason = f"came back with {counts[:, 0].sum()} of {rows * self.shots} shots"
         except JobFailed as error:
             reason = str(error)
         if reason:
             self.journal.append("failed", call=call, job=job, tag=tag, reason=reason)
             raise RunStopped(f"job {handle.job_id()} {reason}; run again to send it anew")
-        usage_s = float(self._ask(f"the usage of job {handle.job_id()}", lambda: _usage(handle)))
+        usage_s, calibrated = self._ask(f"the usage of job {handle.job_id()}", lambda: _told(handle))
         saved = self.journal.save(f"counts-{call:05}-{job}.npy", counts.astype(np.int32))
-        self.journal.append("counts", call=call, job=job, tag=tag, usage_s=usage_s, **saved)
-        return counts
+        self.journal.append("counts", call=call, job=job, tag=tag, usage_s=usage_s, calibrated=calibrated, **saved)
 
     def _sent(self, call: int, job: int, rows: NDArray[np.float64]) -> tuple[Any, str]:
         """The job that runs these rows, sent now unless it was before; and its tag."""
@@ -253,8 +262,9 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _usage(handle: Any) -> float:
-    return handle.usage() if hasattr(handle, "usage") else 0.0
+def _told(handle: Any) -> tuple[float, str | None]:
+    """QPU seconds that a job took, and when the device was last calibrated before it; local jobs tell neither."""
+    return float(handle.usage()) if hasattr(handle, "usage") else 0.0, calibration_time(handle)
 
 
 def _options(sampler: BaseSamplerV2) -> dict[str, Any]:
@@ -265,7 +275,7 @@ def _options(sampler: BaseSamplerV2) -> dict[str, Any]:
     return {key: options.model_dump(mode="json")[key] for key in ("dynamical_decoupling", "twirling", "execution")}
 
 
-def calibration_time(backend: BackendV2) -> str | None:
-    """When the device was last calibrated, by its own account."""
-    properties = backend.properties() if hasattr(backend, "properties") else None
+def calibration_time(device: BackendV2 | Any) -> str | None:
+    """When a device was last calibrated, by its own account, or before a job ran."""
+    properties = device.properties() if hasattr(device, "properties") else None
     return properties.last_update_date.isoformat() if properties else None

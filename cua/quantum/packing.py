@@ -21,6 +21,8 @@ from qiskit.providers import BackendV2
 from cua.quantum.circuits import SUPERDENSE_OUTCOMES, superdense_angles, superdense_template
 from cua.quantum.noise import check_gates
 
+REP_DELAY_S = 250e-6  # between two shots: the default of every Heron, taken for a device that names none
+
 
 class PackedCircuit:
     """The superdense circuits of many blocks as one ISA circuit.
@@ -53,7 +55,7 @@ class PackedCircuit:
             raise ValueError(f"{backend.name} does not couple the qubits {alien[0]}")
         if rounds > 1 and "reset" not in backend.target.operation_names:
             raise ValueError(f"{backend.name} has no reset, so a pair can be used only once in a shot")
-        self._target = backend.target
+        self._backend = backend
         template = superdense_template()
         self.circuit = QuantumCircuit(QuantumRegister(backend.num_qubits, "q"), name=f"packed{self.n_slots}")
         angles = ParameterVector("angle", 6 * self.n_slots)
@@ -75,9 +77,11 @@ class PackedCircuit:
             self.circuit.barrier(used)
             self.circuit.measure(used, register)
 
-    def seconds(self) -> float:
-        """Duration of the circuit by the device's own gate times, without the delay between shots."""
-        return self.circuit.estimate_duration(self._target, "s")
+    def shot_s(self) -> float:
+        """Seconds of one shot by the device's own times, the delay until the next one included."""
+        return self.circuit.estimate_duration(self._backend.target, "s") + getattr(
+            self._backend, "default_rep_delay", REP_DELAY_S
+        )
 
     def n_circuits(self, n_blocks: int) -> int:
         """Circuits that hold ``n_blocks`` blocks with one slice each."""

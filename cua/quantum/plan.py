@@ -7,7 +7,6 @@ from cua.quantum.packing import PackedCircuit
 MAX_EXECUTIONS = 10_000_000  # circuits times shots in one job (IBM, job limits)
 OPEN_PLAN_S = 600.0  # free QPU seconds in 28 days on IBM's Open Plan
 JOB_OVERHEAD_S = 2.0  # of every job, as IBM's documentation estimates it
-REP_DELAY_S = 250e-6  # between two shots, the default of every Heron
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Plan:
         per_job = MAX_EXECUTIONS // shots
         if not per_job:
             raise ValueError(f"{shots:,} shots: a job carries {MAX_EXECUTIONS:,} executions at most")
-        return cls(circuits, shots, -(-circuits // per_job), packed.seconds() + REP_DELAY_S)
+        return cls(circuits, shots, -(-circuits // per_job), packed.shot_s())
 
     @property
     def qpu_s(self) -> float:

@@ -47,7 +47,7 @@ def run(work, folder: Path, service: FakeService, **options) -> np.ndarray:
     _, _, x, settings = work
     jobs = runner(work, folder, service, **options)
     try:
-        return np.stack([jobs.counts(x, settings), jobs.counts(-2 * x, settings)])
+        return np.stack([jobs.measure(x, settings)[1], jobs.measure(-2 * x, settings)[1]])
     finally:
         jobs.journal.close()
 
@@ -188,7 +188,7 @@ def test_a_planted_token_shows_nowhere(work, tmp_path, caplog, capfd, message, k
     secret = message.split()[-1][-40:]
     jobs = runner(work, tmp_path, FakeService(tmp_path / "server", lambda what: plant(what, kind(message))))
     with caplog.at_level("DEBUG"), pytest.raises(RunStopped) as caught:
-        jobs.counts(work[2], work[3])
+        jobs.measure(work[2], work[3])
     jobs.journal.close()
     shown = [repr(jobs), str(vars(jobs)), repr(jobs.journal), str(caught.value), repr(caught.value), caplog.text]
     shown += capfd.readouterr()
@@ -236,13 +236,13 @@ def test_the_journal_of_another_run_is_refused(work, tmp_path):
         JobRunner(packed, backend, FakeSampler(None), tmp_path / "run", 32)
     jobs = runner(work, tmp_path, FakeService(tmp_path / "server"))
     with pytest.raises(JournalError, match="call 0 .* other slices or blocks"):
-        jobs.counts(x + 1e-12, settings)
+        jobs.measure(1.1 * x, settings)
 
 
 def test_no_more_is_spent_than_allowed(work, tmp_path):
     jobs = runner(work, tmp_path, FakeService(tmp_path / "server"), budget_s=1.0)
     with pytest.raises(RunStopped, match="of the budget of 1 s 0 s are spent: take fewer tokens"):
-        jobs.counts(work[2], work[3])
+        jobs.measure(work[2], work[3])
     assert n_jobs(tmp_path) == 0
 
 
