@@ -174,3 +174,29 @@ sampler = EngineSampler(noise)
 with patch.object(sampler, "run", side_effect=[*map(sampler.run, ()), KeyboardInterrupt]), suppress(KeyboardInterrupt):
     on_device(sampler, ids)
 on_device(sampler, ids)
+
+# %% [markdown]
+# A line for each thing that happened; the jobs of the first attempt were not sent again:
+
+# %%
+for line in read_events(folder / "perplexity"):
+    print(line["event"], {key: line[key] for key in ("call", "job", "rows", "usage_s") if key in line})
+
+# %% [markdown]
+# ## It writes
+#
+# Last, let the model write. Every new token goes through the processor: its 144 slices, two settings, one circuit each. Beside
+# it the exact adapter. Greedy choice, so that only the arithmetic of the blocks differs.
+
+# %%
+prompt = ids[:, :40]
+exact = model.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+jobs = JobRunner(packed, backend, sampler, folder / "text", shots=4096)
+with jobs.journal, run_on_device(adapter, jobs, mitigation="readout+depolarising"):
+    noisy = model.generate(prompt, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.eos_token_id)
+
+# %%
+for label, tokens in (("exact", exact), ("device", noisy)):
+    print(f"{label:7}", repr(tokenizer.decode(tokens[0, 40:])))
+differing = (exact != noisy[:, : exact.shape[1]]).nonzero()
+print("first difference:", f"token {differing[0, 1] - 39}" if len(differing) else "none")

@@ -13,13 +13,17 @@ from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit.transpiler import CouplingMap
 from qiskit_ibm_runtime.api.exceptions import RequestsApiError
 from qiskit_ibm_runtime.exceptions import IBMNotAuthorizedError, IBMRuntimeError
+from qiskit_ibm_runtime.executor_sampler import Sampler
+from scipy.stats import chi2
 
 import cua
 from cua.quantum import jobs as jobs_module
 from cua.quantum import journal as journal_module
 from cua.quantum.jobs import JobRunner, RunStopped
 from cua.quantum.journal import Journal, JournalError, read_events
+from cua.quantum.noise import DeviceNoise
 from cua.quantum.packing import PackedCircuit
+from cua.quantum.sampler import EngineSampler
 from tests.quantum.fake_service import TOKEN, FakeSampler, FakeService
 
 SHOTS = 64
@@ -292,3 +296,22 @@ def test_killed_at_300_random_moments(work, tmp_path, undisturbed):
         assert read_events(folder / "run")[: len(events)] == events, "what was recorded stays"
         assert np.array_equal(np.load(folder / "counts.npy"), undisturbed), kill_at
         assert n_jobs(folder) == 6, f"killed at line {kill_at}: a job was sent twice or lost"
+
+
+def test_ibms_sampler_in_local_mode(work, tmp_path):
+    """The client's own path from a PUB to counts, on Aer; with perfect resets, as Aer has them."""
+    backend, packed, x, settings = work
+    shots, noise = 4096, DeviceNoise(backend)
+    counts = []
+    for name, sampler in (
+        ("aer", Sampler(mode=backend, options={"simulator": {"seed_simulator": 0}})),
+        ("engine", EngineSampler(noise, reset_errors=False)),
+    ):
+        with (jobs := JobRunner(packed, backend, sampler, tmp_path / name, shots)).journal:
+            counts.append(np.stack(jobs.measure(x, settings)[1]))
+    ours, theirs = counts
+    assert (ours.sum(-1) == shots).all() and (theirs.sum(-1) == shots).all()
+    statistic = ((ours - theirs) ** 2 / np.maximum(ours + theirs, 1)).sum(-1)
+    assert (chi2.sf(statistic, 3) > 1e-3 / statistic.size).all()
+    header = read_events(tmp_path / "aer")[0]
+    assert header["sampler"] == "Sampler" and header["options"]["dynamical_decoupling"]["enable"] is False
