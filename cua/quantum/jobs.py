@@ -168,9 +168,15 @@ class JobRunner:
         if reason:
             self.journal.append("failed", call=call, job=job, tag=tag, reason=reason)
             raise RunStopped(f"job {handle.job_id()} {reason}; run again to send it anew")
-        usage_s, calibrated = self._ask(f"the usage of job {handle.job_id()}", lambda: _told(handle))
+        usage_s, calibrated = self._ask(f"the usage of job {handle.job_id()}", lambda: self._told(handle))
         saved = self.journal.save(f"counts-{call:05}-{job}.npy", counts.astype(np.int32))
         self.journal.append("counts", call=call, job=job, tag=tag, usage_s=usage_s, calibrated=calibrated, **saved)
+
+    def _told(self, handle: Any) -> tuple[float, str | None]:
+        """QPU seconds that a job took, and when the device was last calibrated before it."""
+        if self.service is None:
+            return 0.0, calibration_time(self.backend)
+        return float(handle.usage()), calibration_time(handle)
 
     def _sent(self, call: int, job: int, rows: NDArray[np.float64]) -> tuple[Any, str]:
         """The job that runs these rows, sent now unless it was before; and its tag."""
@@ -260,11 +266,6 @@ def _http_status(error: Exception) -> int:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _told(handle: Any) -> tuple[float, str | None]:
-    """QPU seconds that a job took, and when the device was last calibrated before it; local jobs tell neither."""
-    return float(handle.usage()) if hasattr(handle, "usage") else 0.0, calibration_time(handle)
 
 
 def _options(sampler: BaseSamplerV2) -> dict[str, Any]:
