@@ -10,6 +10,7 @@ from scipy.stats import chi2
 
 import cua
 from cua.quantum.engine import NoisyCircuit
+from cua.quantum.layout import disjoint_paths
 from cua.quantum.noise import DeviceNoise
 from cua.quantum.packing import PackedCircuit
 from cua.quantum.sampler import EngineSampler
@@ -151,3 +152,22 @@ def test_blocks_are_read_as_by_matrix(device):
     counts = packed.counts(result.data).reshape(2, -1, 4)[:, :5]
     p = np.einsum("nij,tnj->tni", q, x) ** 2 / (x**2).sum(-1, keepdims=True)
     assert not too_unlikely(counts, p).any()
+
+
+def test_a_whole_device_against_aer(marrakesh):
+    """63 pairs at a time, 126 qubits: Aer's matrix product states can do it, as no two pairs are entangled."""
+    packed = PackedCircuit(marrakesh, disjoint_paths(marrakesh, 2))
+    angles = np.random.default_rng(0).uniform(-3, 3, (1, 6 * packed.n_slots))
+    shots = 2_000
+    aer = AerSimulator.from_backend(marrakesh, method="matrix_product_state", seed_simulator=0)
+    result = aer.run(packed.circuit.assign_parameters(angles[0]), shots=shots).result().get_counts()
+    theirs = np.zeros((packed.n_slots, 4))
+    for bits, n in result.items():
+        for pair in range(packed.n_slots):
+            theirs[pair, [0, 1, 3, 2].index(int(bits, 2) >> (2 * pair) & 3)] += n
+    (sampled,) = EngineSampler(DeviceNoise(marrakesh)).run([(packed.circuit, angles, shots)]).result()
+    ours = packed.counts(sampled.data)[0]
+    statistic = ((ours - theirs) ** 2 / np.maximum(ours + theirs, 1)).sum(-1)
+    assert len(statistic) > 50
+    assert (chi2.sf(statistic, 3) > 1e-3 / len(statistic)).all()
+    assert (chi2.sf(((ours - theirs[::-1]) ** 2 / (ours + theirs[::-1] + 1)).sum(-1), 3) < 1e-6).any(), "it can fail"
