@@ -54,7 +54,8 @@ from qiskit_ibm_runtime.fake_provider import FakeBoston, FakeMarrakesh, FakeTori
 
 import cua
 from cua.experiments.record import ADAPTERS, load_result, quote
-from cua.hybrid import MITIGATIONS, BlockRunner, Execution, run_on_circuits
+from cua.hybrid import run_on_circuits
+from cua.quantum.blocks import MITIGATIONS, BlockRunner, Execution
 from cua.llm.data import load_corpus, windows
 from cua.llm.evaluate import perplexity
 from cua.llm.models import load_model

@@ -8,7 +8,9 @@ from qiskit_ibm_runtime.fake_provider import FakeBoston, FakeMarrakesh, FakeTori
 
 from cua import CUAConfig, attach, hybrid
 from cua.experiments import noise_frontier
-from cua.hybrid import MITIGATIONS, BlockRunner, Execution, run_on_circuits
+from cua.hybrid import run_on_circuits
+from cua.quantum import blocks
+from cua.quantum.blocks import MITIGATIONS, BlockRunner, Execution
 from cua.quantum.circuits import SUPERDENSE_OUTCOMES, quaternion_product, superdense_angles, superdense_template
 from cua.quantum.engine import NoisyCircuit
 from cua.quantum.estimate import sample, sign_faithful
@@ -153,7 +155,7 @@ def test_mitigation_corrects_the_same_counts(rotations, mesh_noise, monkeypatch,
     """Runs that differ in mitigation only are comparable shot by shot."""
     x, q, _ = problem(rotations, 4)
     drawn = []
-    monkeypatch.setattr(hybrid, "sample", lambda *arguments: drawn.append(sample(*arguments)) or drawn[-1])
+    monkeypatch.setattr(blocks, "sample", lambda *arguments: drawn.append(sample(*arguments)) or drawn[-1])
     for name in ("none", mitigation):
         BlockRunner(q, Execution(noise=mesh_noise, places=PLACES[4], mitigation=name))(x)
     assert all(np.array_equal(a, b) for a, b in zip(drawn[:2], drawn[2:], strict=True))

@@ -23,10 +23,11 @@ import cua
 from cua.experiments.protocol import Bench, change_over_text, mean_interval, percent_change, run_of
 from cua.experiments.record import ADAPTERS, Record
 from cua.experiments.v_proj import BOUNDED, ONE_LAYER
-from cua.hybrid import MITIGATIONS, Execution, run_on_circuits
+from cua.hybrid import run_on_circuits
 from cua.llm.evaluate import perplexity
 from cua.llm.models import identity
 from cua.llm.prefix import SplitModel
+from cua.quantum.blocks import MITIGATIONS, Execution
 from cua.quantum.layout import disjoint_paths
 from cua.quantum.noise import DeviceNoise
 

@@ -25,7 +25,7 @@ CHUNK_NUMBERS = 1 << 19  # Pauli components worked on at a time: 4 MB in float64
 
 
 class NoisyCircuit:
-    """A circuit of rz, sx, x, id, cz and final measurements, placed on one or several sets of physical qubits.
+    """A circuit of rz, sx, x, id, cz, delays and final measurements, placed on one or several sets of physical qubits.
 
     Args:
         circuit: on n qubits; its parameters stand in rz gates, as sums with constant factors.
@@ -141,7 +141,7 @@ class NoisyCircuit:
         for instruction in circuit.data:
             qubits = tuple(circuit.find_bit(qubit).index for qubit in instruction.qubits)
             name = instruction.operation.name
-            if name == "barrier":
+            if name == "barrier" or (name == "delay" and noise is None):
                 continue
             if measured & set(qubits):
                 raise ValueError(f"{name} on a qubit that has been measured: only final measurements are simulated")
@@ -158,6 +158,10 @@ class NoisyCircuit:
                     c, s = np.cos(offset), np.sin(offset)
                     turn = np.array([[1, 0, 0, 0], [0, c, -s, 0], [0, s, c, 0], [0, 0, 0, 1.0]])
                     steps.append((qubits, torch.from_numpy(turn).expand(len(self.places), 4, 4)))
+            elif name == "delay":
+                duration_s = noise.idle_s(instruction.operation)
+                matrices = [noise.idle(place[qubits[0]], duration_s) for place in self.places]
+                steps.append((qubits, torch.from_numpy(np.stack(matrices))))
             else:
                 matrices = [
                     ideal_transfer_matrix(name)

@@ -5,9 +5,9 @@ A folder with
 * ``journal.jsonl``: one JSON object a line, in the order of events, each on disk before the step it announces;
 * ``*.npy``: blocks, slices and counts, each complete on disk before the line that names it and its SHA-256.
 
-Events: ``header`` (what runs where, see :class:`cua.quantum.jobs.JobRunner`), ``blocks``, ``call`` (slices that go in),
-``submit`` (a job is about to be sent, under this tag), ``submitted`` (the service gave it this id), ``failed``,
-``calibrated`` (the device was calibrated anew), ``counts`` (a job's counts are in this file).
+Events: ``header`` (what runs where, see :class:`cua.quantum.jobs.JobRunner`), ``opened`` (by a process, with its
+versions), ``kept`` (mitigation), ``call`` (blocks and slices of a pass), ``submit`` (a job is about to be sent, under
+this tag), ``submitted`` (the service gave it this id), ``failed``, ``counts`` (a job's counts are in this file).
 
 No credential is ever passed to this class.
 """
@@ -51,7 +51,9 @@ class Journal:
         try:
             self._lock.acquire()
         except Timeout:
-            raise JournalError(f"{self.folder} is in use by another process; wait for it, or take another folder") from None
+            raise JournalError(
+                f"{self.folder} is in use by another process; wait for it, or take another folder"
+            ) from None
         try:
             self.events = read_events(self.folder, repair=True)
             if not self.events:
@@ -88,7 +90,9 @@ class Journal:
         except OSError as error:
             if path.exists():
                 os.truncate(path, before)
-            raise JournalError(f"cannot write {path}: {error.strerror}; free some space and run again to resume") from None
+            raise JournalError(
+                f"cannot write {path}: {error.strerror}; free some space and run again to resume"
+            ) from None
         self.events.append(line)
         return line
 
@@ -117,7 +121,9 @@ class Journal:
             _sync_folder(self.folder)
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise JournalError(f"cannot write {path}: {error.strerror}; free some space and run again to resume") from None
+            raise JournalError(
+                f"cannot write {path}: {error.strerror}; free some space and run again to resume"
+            ) from None
         return {"file": name, "sha256": sha256(buffer.getvalue()).hexdigest()}
 
     def load(self, line: dict[str, Any]) -> NDArray[Any]:
@@ -174,7 +180,14 @@ def read_array(folder: Path, line: dict[str, Any]) -> NDArray[Any]:
     return np.load(BytesIO(content), allow_pickle=False)
 
 
+def _not_written(path: Path, error: OSError) -> JournalError:
+    return JournalError(f"cannot write {path}: {error.strerror}; free some space and run again to resume")
+
+
 def _sync_folder(folder: Path) -> None:
+    """Put a folder's list of names on disk, too, where the system can."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -31,23 +31,25 @@ class PackedCircuit:
         backend: a Heron; the circuit is in its gates and on its qubits and needs no transpilation.
         pairs: disjoint coupled pairs, see :func:`cua.quantum.layout.disjoint_paths`.
         rounds: how often each pair is used in one shot; more than one takes a reset between two uses.
+        resets: how often qubits are reset between two rounds.  A second one corrects most of what the first left
+            in |1>.
 
     Attributes:
         circuit: on all qubits of the device, with ``6 * n_slots`` parameters.
-        pairs, rounds: as given.
+        pairs, rounds, resets: as given.
         n_slots: blocks that one circuit holds, ``rounds * len(pairs)``.
 
     Raises:
         ValueError: for pairs that overlap or are not coupled, or a backend with other gates or without reset.
     """
 
-    def __init__(self, backend: BackendV2, pairs: Sequence[tuple[int, int]], rounds: int = 1) -> None:
+    def __init__(self, backend: BackendV2, pairs: Sequence[tuple[int, int]], rounds: int = 1, resets: int = 1) -> None:
         check_gates(backend)
-        self.pairs, self.rounds = [tuple(pair) for pair in pairs], rounds
+        self.pairs, self.rounds, self.resets = [tuple(map(int, pair)) for pair in pairs], rounds, resets
         self.n_slots = rounds * len(self.pairs)
         used = [qubit for pair in self.pairs for qubit in pair]
-        if not self.pairs or rounds < 1:
-            raise ValueError(f"{len(self.pairs)} pairs and {rounds} rounds: at least one of each")
+        if not self.pairs or rounds < 1 or resets < 1:
+            raise ValueError(f"{len(self.pairs)} pairs, {rounds} rounds, {resets} resets: at least one of each")
         if len(set(used)) < len(used):
             raise ValueError("pairs share a qubit; take those of cua.quantum.layout.disjoint_paths")
         couplings = set(backend.target["cz"])
@@ -62,7 +64,7 @@ class PackedCircuit:
         for round_ in range(rounds):
             register = ClassicalRegister(2 * len(self.pairs), f"round{round_}")
             self.circuit.add_register(register)
-            if round_:
+            for _ in range(resets if round_ else 0):
                 self.circuit.reset(used)
                 self.circuit.barrier(used)
             for i, pair in enumerate(self.pairs):
@@ -77,11 +79,18 @@ class PackedCircuit:
             self.circuit.barrier(used)
             self.circuit.measure(used, register)
 
-    def shot_s(self) -> float:
-        """Seconds of one shot by the device's own times, the delay until the next one included."""
-        return self.circuit.estimate_duration(self._backend.target, "s") + getattr(
-            self._backend, "default_rep_delay", REP_DELAY_S
-        )
+    def shot_s(self, rep_delay_s: float | None = None) -> float:
+        """Seconds of one shot by the device's own times: reset, circuit, and a delay until the next shot.
+
+        Args:
+            rep_delay_s: the delay, if it is not the device's default.
+        """
+        if rep_delay_s is None:
+            rep_delay_s = getattr(self._backend, "default_rep_delay", REP_DELAY_S)
+        target = self._backend.target
+        resets = target["reset"].values() if "reset" in target.operation_names else ()
+        reset_s = max((properties.duration or 0.0 for properties in resets if properties), default=0.0)
+        return reset_s + self.circuit.estimate_duration(target, "s") + rep_delay_s
 
     def n_circuits(self, n_blocks: int) -> int:
         """Circuits that hold ``n_blocks`` blocks with one slice each."""

@@ -1,5 +1,6 @@
 """Our noise engine behind Qiskit's sampler interface: circuits of a whole device, made of small independent parts."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -35,6 +36,7 @@ class _Part:
     places: list[tuple[int, ...]]
     columns: NDArray[np.int64]  # (n_places, n_parameters): of the parameter array
     bits: list[list[tuple[str, int]]]  # [place][outcome bit]: register and index
+    resets: int  # before the first gate
 
 
 class EngineSampler(BaseSamplerV2):
@@ -45,11 +47,13 @@ class EngineSampler(BaseSamplerV2):
     Args:
         noise: of the device whose qubits the circuits name, or ``None`` for perfect ones.
         seed: of the shots.  They depend on nothing but the seed and the PUB: the same PUB gives the same counts.
-        reset_errors: whether a reset, which is a measurement and an X gate if it read 1, errs as often as the measurement
-            does.  Calibrations give no error of their own for it; Aer takes it to be perfect, as does ``False``.
+        reset_errors: whether a reset, which is a measurement and an X gate if it read 1, errs as often as the
+            measurement does.  Calibrations give no error of their own for it; Aer takes it to be perfect, as does
+            ``False``.
 
     Shots of different parts are drawn independently; a qubit's state after an imperfect reset enters the next round as
-    a probability.
+    a probability.  Qubits relax in delays between their gates; before the first gate and after a measurement, where at
+    most a wrong |1> would decay, delays are passed over.
     """
 
     def __init__(self, noise: DeviceNoise | None, seed: int = 0, reset_errors: bool = True) -> None:
@@ -124,9 +128,12 @@ class EngineSampler(BaseSamplerV2):
         if not any(known) or not self.reset_errors or self.noise is None:
             return None
         ground = np.eye(2**part.circuit.n_qubits)[:1].repeat(n_rows, 0)
-        return np.stack([
-            before[place] @ self._reset(place).T if place in before else ground for place in part.places
-        ])
+        return np.stack(
+            [
+                before[place] @ np.linalg.matrix_power(self._reset(place), part.resets).T if place in before else ground
+                for place in part.places
+            ]
+        )
 
     def _reset(self, place: tuple[int, ...]) -> NDArray[np.float64]:
         """[after, before] of an X conditioned on a measurement of every qubit, ``(2^n, 2^n)``."""
@@ -159,20 +166,22 @@ def _parts(circuit: QuantumCircuit, noise: DeviceNoise | None) -> list[list[_Par
     column = {parameter: i for i, parameter in enumerate(circuit.parameters)}
 
     rounds: dict[tuple[int, ...], list[list]] = {}  # of every place: gates by round
-    fresh: set[int] = set()  # qubits that were reset last
+    resets: dict[tuple[int, ...], list[Counter[int]]] = {}  # of every place: how often each qubit, before each round
+    working: set[int] = set()  # qubits between their first gate and their measurement
     for operation, qubits, clbits in gates:
-        if operation.name == "barrier":
+        if operation.name == "barrier" or (operation.name == "delay" and not working >= set(qubits)):
             continue
+        working = working - set(qubits) if operation.name in ("measure", "reset") else working | set(qubits)
         place = place_of[qubits[0]]
-        parts = rounds.setdefault(place, [[]])
+        parts, before = rounds.setdefault(place, [[]]), resets.setdefault(place, [Counter()])
         if operation.name == "reset":
-            if not fresh & set(place):
+            if parts[-1]:
                 parts.append([])
-            fresh |= set(qubits)
+                before.append(Counter())
+            before[-1].update(qubits)
             continue
-        if parts[-1] == [] and len(parts) > 1 and not fresh >= set(place):
+        if len({before[-1][qubit] for qubit in place}) > 1:
             raise ValueError(f"qubits {place} are coupled; they have to be reset together")
-        fresh -= set(place)
         parts[-1].append((operation, qubits, clbits))
 
     program: list[list[_Part]] = []
@@ -181,16 +190,20 @@ def _parts(circuit: QuantumCircuit, noise: DeviceNoise | None) -> list[list[_Par
         for place, parts in rounds.items():
             if number < len(parts) and parts[number]:
                 form, *one = _part(circuit, place, parts[number], column)
+                form = (resets[place][number][place[0]], *form)
                 alike.setdefault(form, []).append((place, *one))
-        program.append([
-            _Part(
-                NoisyCircuit(same[0][3], noise, [place for place, *_ in same]),
-                [place for place, *_ in same],
-                np.array([columns for _, columns, _, _ in same], dtype=np.int64),
-                [bits for _, _, bits, _ in same],
-            )
-            for same in alike.values()
-        ])
+        program.append(
+            [
+                _Part(
+                    NoisyCircuit(same[0][3], noise, [place for place, *_ in same]),
+                    [place for place, *_ in same],
+                    np.array([columns for _, columns, _, _ in same], dtype=np.int64),
+                    [bits for _, _, bits, _ in same],
+                    form[0],
+                )
+                for form, same in alike.items()
+            ]
+        )
     return program
 
 

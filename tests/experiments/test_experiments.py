@@ -7,7 +7,7 @@ import pytest
 
 from cua.experiments import block_size_selection, noise_frontier, record, speed, v_proj_selection
 from cua.experiments.protocol import Bench, change_over_text
-from cua.hybrid import Execution
+from cua.quantum.blocks import Execution
 
 DATA = {"train": {"source": "made up", "sha256": "0" * 64}}
 

@@ -15,10 +15,11 @@ from cua.experiments.noise_frontier import Case
 from cua.experiments.protocol import TEST_WINDOW, WikitextStudy, percent_change, wikitext_splits
 from cua.experiments.record import ADAPTERS, RESULTS
 from cua.experiments.v_proj import ALL_LAYERS, BLOCK_SIZES, BOUNDED, ONE_LAYER
-from cua.hybrid import Execution, run_on_circuits
+from cua.hybrid import run_on_circuits
 from cua.llm.data import load_corpus, windows
 from cua.llm.evaluate import perplexity
 from cua.llm.models import identity
+from cua.quantum.blocks import Execution
 from cua.quantum.layout import disjoint_paths
 from cua.quantum.noise import DeviceNoise
 

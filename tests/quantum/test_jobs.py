@@ -2,8 +2,11 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,17 +17,21 @@ from qiskit.transpiler import CouplingMap
 from qiskit_ibm_runtime.api.exceptions import RequestsApiError
 from qiskit_ibm_runtime.exceptions import IBMNotAuthorizedError, IBMRuntimeError
 from qiskit_ibm_runtime.executor_sampler import Sampler
+from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
 from scipy.stats import chi2
 
 import cua
 from cua.quantum import jobs as jobs_module
 from cua.quantum import journal as journal_module
-from cua.quantum.jobs import JobRunner, RunStopped
-from cua.quantum.journal import Journal, JournalError, read_events
+from cua.quantum import service as service_module
+from cua.quantum.jobs import JobRunner
+from cua.quantum.journal import JournalError, read_events
 from cua.quantum.noise import DeviceNoise
 from cua.quantum.packing import PackedCircuit
+from cua.quantum.recorded import circuit_of, read_calls
 from cua.quantum.sampler import EngineSampler
-from tests.quantum.fake_service import TOKEN, FakeSampler, FakeService
+from cua.quantum.service import RunStopped
+from tests.quantum.fake_service import TOKEN, FakeJob, FakeSampler, FakeService
 
 SHOTS = 64
 
@@ -66,7 +73,7 @@ def n_jobs(folder: Path) -> int:
     return len(list((folder / "server").glob("*.json")))
 
 
-def once(operation: str, happening: Exception | str, number: int = 1):
+def once(operation: str, happening: BaseException | str, number: int = 1):
     """A fault at the n-th time that an operation happens."""
     left = [number]
 
@@ -74,7 +81,7 @@ def once(operation: str, happening: Exception | str, number: int = 1):
         if what == operation:
             left[0] -= 1
             if left[0] == 0:
-                if isinstance(happening, Exception):
+                if isinstance(happening, BaseException):
                     raise happening
                 return happening
         return None
@@ -136,7 +143,7 @@ def test_a_job_that_the_service_lists_late_is_not_sent_twice(work, tmp_path, und
 
     class Late(FakeService):
         def jobs(self, job_tags, limit=10):
-            return super().jobs(job_tags, limit) if sum(slept) >= jobs_module.SETTLE_S else []
+            return super().jobs(job_tags, limit) if sum(slept) >= service_module.SETTLE_S else []
 
     service = Late(tmp_path / "server", once("ran", requests.Timeout("read timed out")))
     assert np.array_equal(run(work, tmp_path, service, sleep=slept.append), undisturbed)
@@ -167,8 +174,9 @@ def stop(now: bool) -> None:
 
 
 @pytest.mark.parametrize("number", [1, 3, 6])
-@pytest.mark.parametrize("how, reason", [
-    ("error", "Error code 6000"), ("cancelled", "was cancelled"), ("partial", "of 320 shots|of 128 shots"), ("shots", "shots"),
+@pytest.mark.parametrize(("how", "reason"), [
+    ("error", "Error code 6000"), ("cancelled", "was cancelled"), ("partial", "of 320 shots|of 128 shots"),
+    ("shots", "shots"),
 ])  # fmt: skip
 def test_a_job_without_a_whole_result_is_sent_anew_by_the_next_run(work, tmp_path, undisturbed, how, reason, number):
     with pytest.raises(RunStopped, match=rf"^job \w+ .*({reason}).*; run again to send it anew$"):
@@ -179,9 +187,10 @@ def test_a_job_without_a_whole_result_is_sent_anew_by_the_next_run(work, tmp_pat
 
 def test_refused_credentials_are_not_told(work, tmp_path, undisturbed, caplog, capfd):
     error = IBMNotAuthorizedError(f"401 Client Error: token {TOKEN} expired")
-    with pytest.raises(RunStopped, match="credentials.*run again to resume") as caught:
+    with pytest.raises(RunStopped, match=r"credentials.*run again to resume") as caught:
         run(work, tmp_path, FakeService(tmp_path / "server", once("result", error)))
-    assert caught.value.__cause__ is None and caught.value.__context__ is None
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
     assert np.array_equal(run(work, tmp_path, FakeService(tmp_path / "server")), undisturbed)
     assert n_jobs(tmp_path) == 6
 
@@ -198,7 +207,8 @@ def test_a_planted_token_shows_nowhere(work, tmp_path, caplog, capfd, message, k
     shown += capfd.readouterr()
     shown += [path.read_bytes().decode(errors="replace") for path in (tmp_path / "run").iterdir()]
     assert not any(secret in text for text in shown)
-    assert caught.value.__cause__ is None and caught.value.__context__ is None
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
 
 
 def plant(what: str, error: Exception) -> None:
@@ -237,22 +247,144 @@ def test_the_journal_of_another_run_is_refused(work, tmp_path):
     backend, packed, x, settings = work
     run(work, tmp_path, FakeService(tmp_path / "server"))
     with pytest.raises(JournalError, match=r"another run: shots differ \(shots: 64 there, 32 here\)"):
-        JobRunner(packed, backend, FakeSampler(None), tmp_path / "run", 32)
+        JobRunner(packed, backend, FakeSampler(None), tmp_path / "run", 32, max_executions=5 * SHOTS)
     jobs = runner(work, tmp_path, FakeService(tmp_path / "server"))
-    with pytest.raises(JournalError, match="call 0 .* other slices or blocks"):
+    with pytest.raises(JournalError, match=r"call 0 .* other slices or blocks"):
         jobs.measure(1.1 * x, settings)
 
 
 def test_no_more_is_spent_than_allowed(work, tmp_path):
-    jobs = runner(work, tmp_path, FakeService(tmp_path / "server"), budget_s=1.0)
-    with pytest.raises(RunStopped, match="of the budget of 1 s 0 s are spent: take fewer tokens"):
-        jobs.measure(work[2], work[3])
+    _, packed, x, settings = work
+    with (
+        runner(work, tmp_path, FakeService(tmp_path / "server"), budget_s=1.0) as jobs,
+        pytest.raises(
+            RunStopped, match=r"this pass: 12 circuits.*of the budget of 1 s 0 s are spent.*room for nothing"
+        ),
+    ):
+        jobs.measure(x, settings)
     assert n_jobs(tmp_path) == 0
+    service = FakeService(tmp_path / "server")
+    first, second = 3 * 2 + 12 * SHOTS * packed.shot_s(), 3 * 1.5  # the plan, and what the service counts
+    with runner(work, tmp_path, service, budget_s=first + second - 0.01) as jobs:
+        jobs.measure(x, settings)
+        with pytest.raises(RunStopped, match=r"this pass: .*; of the budget of 11 s 4 s are spent, and there is room"):
+            jobs.measure(x, settings)
+    assert n_jobs(tmp_path) == 3
+    with runner(work, tmp_path, service, budget_s=first + second + 0.01) as jobs:
+        jobs.measure(x, settings)
+        jobs.measure(x, settings)
+    assert n_jobs(tmp_path) == 6
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"shots": 0}, "shots=0: a job carries 1 to 10,000,000"), ({"shots": 20_000_000}, "a job carries"),
+    ({"shots": 10, "budget_s": 0}, "budget_s=0: seconds of a processor, more than 0"),
+])  # fmt: skip
+def test_what_makes_no_sense_is_refused_before_a_journal_is_begun(work, tmp_path, options, message):
+    backend, packed, _, _ = work
+    with pytest.raises(ValueError, match=message):
+        JobRunner(packed, backend, FakeSampler(None), tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_ibms_client_cannot_twirl_is_refused(work, tmp_path):
+    backend, packed, _, _ = work
+    sampler = Sampler(mode=backend, options={"twirling": {"enable_measure": True}})
+    with pytest.raises(ValueError, match="a reset follows; switch it off, or take a PackedCircuit with rounds=1"):
+        JobRunner(packed, backend, sampler, tmp_path / "run", SHOTS)
+    with JobRunner(PackedCircuit(backend, packed.pairs), backend, sampler, tmp_path / "run", SHOTS) as jobs:
+        assert jobs.twirls_measurements
+
+
+def test_the_users_own_tags_stay(work, tmp_path):
+    _, _, x, settings = work
+    sampler = FakeSampler(FakeService(tmp_path / "server"))
+    sampler.options.environment.job_tags = ["thesis"]
+    with JobRunner(work[1], work[0], sampler, tmp_path / "run", SHOTS, sampler.service) as jobs:
+        jobs.measure(x, settings)
+        jobs.measure(-x, settings)
+    for path in (tmp_path / "server").glob("*.json"):
+        first, second = json.loads(path.read_text())["tags"]
+        assert first == "thesis"
+        assert second.startswith("cua-")
+
+
+def test_usage_is_what_the_service_says_or_the_plan_while_it_says_nothing(work, tmp_path, monkeypatch):
+    _, packed, x, settings = work
+    for said, expected in ((1.5, 1.5), (0.0, 2 + 5 * SHOTS * packed.shot_s()), (None, 2 + 5 * SHOTS * packed.shot_s())):
+        monkeypatch.setattr(FakeJob, "usage", lambda self, said=said: said)
+        with runner(work, tmp_path / str(said), FakeService(tmp_path / "server")) as jobs:
+            jobs.measure(x, settings)
+            assert next(line["usage_s"] for line in jobs.journal.find("counts")) == pytest.approx(expected)
+            assert jobs.spent_s() == sum(line["usage_s"] for line in jobs.journal.find("counts"))
+
+
+def test_failed_jobs_count_towards_the_budget(work, tmp_path):
+    with pytest.raises(RunStopped, match="run again"):
+        run(work, tmp_path, FakeService(tmp_path / "server", once("result", "cancelled")))
+    with runner(work, tmp_path, FakeService(tmp_path / "server")) as jobs:
+        assert jobs.spent_s() == 1.5
+
+
+def test_a_calibration_in_mid_run_is_told_and_recorded(work, tmp_path, undisturbed, monkeypatch):
+    backend = FakeMarrakesh()
+    before, after = backend.properties().last_update_date, datetime(2026, 1, 1, tzinfo=UTC)
+    told = iter([before] * 4 + [after] * 99)
+    monkeypatch.setattr(FakeJob, "properties", lambda self: SimpleNamespace(last_update_date=next(told)), raising=False)
+    monkeypatch.setattr(work[0], "properties", backend.properties, raising=False)
+    with pytest.warns(UserWarning, match="calibrated anew, on 2026-01-01.*The run goes on"):
+        assert np.array_equal(run(work, tmp_path, FakeService(tmp_path / "server")), undisturbed)
+    recorded = [line["calibrated"] for line in read_events(tmp_path / "run") if line["event"] == "counts"]
+    assert recorded == [before.isoformat()] * 4 + [after.isoformat()] * 2
+
+
+def test_what_is_kept_is_computed_once(work, tmp_path):
+    with runner(work, tmp_path, None) as jobs:
+        first = jobs.keep("inverse", lambda: np.arange(3.0))
+    with runner(work, tmp_path, None) as jobs:
+        assert np.array_equal(jobs.keep("inverse", lambda: pytest.fail("computed again")), first)
+
+
+def test_a_run_goes_on_with_the_pairs_it_began_with(work, tmp_path):
+    backend, packed, _, _ = work
+    assert circuit_of(tmp_path / "run", backend) is None
+    runner(work, tmp_path, None).journal.close()
+    again = circuit_of(tmp_path / "run", backend)
+    assert (again.pairs, again.rounds, again.resets) == (packed.pairs, packed.rounds, packed.resets)
+    assert again.circuit.count_ops() == packed.circuit.count_ops()
+    with pytest.raises(ValueError, match="is the journal of a run on generic_backend_7q, not on fake_marrakesh"):
+        circuit_of(tmp_path / "run", FakeMarrakesh())
+
+
+READ = """
+import sys
+import numpy as np
+from cua.quantum.recorded import read_calls
+calls = read_calls(sys.argv[1])
+np.savez(sys.argv[2], counts=np.stack([call["counts"] for call in calls]), x=calls[1]["slices"], q=calls[0]["blocks"])
+"""
+
+
+def test_another_process_decodes_the_journal(work, tmp_path, undisturbed):
+    _, _, x, settings = work
+    run(work, tmp_path, FakeService(tmp_path / "server"))
+    subprocess.run([sys.executable, "-c", READ, tmp_path / "run", tmp_path / "out.npz"], check=True)
+    with np.load(tmp_path / "out.npz") as out:
+        assert np.array_equal(out["counts"], undisturbed)
+        assert np.array_equal(out["x"], -2 * x)
+        assert np.array_equal(out["q"], np.stack(settings))
+
+
+def test_an_unfinished_pass_is_left_out_when_a_journal_is_read(work, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(work, tmp_path, FakeService(tmp_path / "server", once("result", KeyboardInterrupt(), 5)))
+    assert len(read_calls(tmp_path / "run")) == 1
 
 
 def test_killed_at_300_random_moments(work, tmp_path, undisturbed):
     """kill -9 before a random line of jobs.py, journal.py or the service, then on from there, in fresh processes."""
-    files = {module.__file__ for module in (jobs_module, journal_module, sys.modules[FakeService.__module__])}
+    mine = jobs_module, journal_module, service_module
+    files = {module.__file__ for module in (*mine, sys.modules[FakeService.__module__])}
 
     def child(folder: Path, kill_at: int | None) -> int:
         """Run in a process of its own; returns its wait status."""
@@ -310,8 +442,10 @@ def test_ibms_sampler_in_local_mode(work, tmp_path):
         with (jobs := JobRunner(packed, backend, sampler, tmp_path / name, shots)).journal:
             counts.append(np.stack(jobs.measure(x, settings)[1]))
     ours, theirs = counts
-    assert (ours.sum(-1) == shots).all() and (theirs.sum(-1) == shots).all()
+    assert (ours.sum(-1) == shots).all()
+    assert (theirs.sum(-1) == shots).all()
     statistic = ((ours - theirs) ** 2 / np.maximum(ours + theirs, 1)).sum(-1)
     assert (chi2.sf(statistic, 3) > 1e-3 / statistic.size).all()
     header = read_events(tmp_path / "aer")[0]
-    assert header["sampler"] == "Sampler" and header["options"]["dynamical_decoupling"]["enable"] is False
+    assert header["sampler"] == "Sampler"
+    assert header["options"]["dynamical_decoupling"]["enable"] is False

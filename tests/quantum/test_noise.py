@@ -3,9 +3,11 @@ from itertools import product
 
 import numpy as np
 import pytest
+from qiskit.circuit import Delay
 from qiskit.circuit.library import CZGate, IGate, SXGate, XGate
 from qiskit.providers.fake_provider import GenericBackendV2
-from qiskit.quantum_info import DensityMatrix, Pauli, SuperOp, random_density_matrix
+from qiskit.quantum_info import PTM, DensityMatrix, Pauli, SuperOp, random_density_matrix
+from qiskit_aer.noise import thermal_relaxation_error
 from qiskit_aer.noise.device import basic_device_gate_errors
 from qiskit_ibm_runtime.fake_provider import FakeSherbrooke
 
@@ -115,3 +117,27 @@ def test_transfer_matrices_compose_to_the_circuit():
 def test_other_processors_are_refused():
     with pytest.raises(ValueError, match="fake_sherbrooke has no cz; circuits and noise here are for processors with"):
         DeviceNoise(FakeSherbrooke())
+
+
+def test_readout_errors_of_0_and_1_apart(marrakesh):
+    properties, noise = marrakesh.properties(), DeviceNoise(marrakesh, asymmetric_readout=True)
+    told = properties.qubit_property(3)
+    p01, p10 = told["prob_meas1_prep0"][0], told["prob_meas0_prep1"][0]
+    assert p01 != p10
+    assert noise.assignment_matrix(3).tolist() == [[1 - p01, p10], [p01, 1 - p10]]
+    even = DeviceNoise(marrakesh).assignment_matrix(3)
+    assert even[0, 1] == even[1, 0] == pytest.approx((p01 + p10) / 2, abs=1e-3)
+
+
+def test_asymmetric_readout_needs_a_calibration_that_tells(mesh):
+    both = [DeviceNoise(mesh, asymmetric_readout=asymmetric).assignment_matrix(0) for asymmetric in (False, True)]
+    np.testing.assert_array_equal(*both)
+
+
+def test_an_idle_qubit_relaxes_as_aer_says(mesh, mesh_noise):
+    properties = mesh.target.qubit_properties[2]
+    error = thermal_relaxation_error(properties.t1, min(properties.t2, 2 * properties.t1), 3e-6)
+    np.testing.assert_allclose(mesh_noise.idle(2, 3e-6), PTM(error.to_quantumchannel()).data.real, atol=1e-12)
+    np.testing.assert_allclose(mesh_noise.idle(2, 0.0), np.eye(4))
+    assert mesh_noise.idle_s(Delay(3, "us")) == pytest.approx(3e-6)
+    assert mesh_noise.idle_s(Delay(100, "dt")) == pytest.approx(100 * mesh.target.dt)

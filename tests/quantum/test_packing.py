@@ -107,8 +107,9 @@ def test_counts_are_in_the_order_of_components_and_rounds(line):
         assert np.array_equal(counts[:, slot], expected)
 
 
-@pytest.mark.parametrize("pairs, rounds, message", [
-    ([], 1, "0 pairs"), ([(0, 1)], 0, "0 rounds"), ([(0, 1), (1, 2)], 1, "share a qubit"), ([(0, 2)], 1, r"couple.*\(0, 2\)"),
+@pytest.mark.parametrize(("pairs", "rounds", "message"), [
+    ([], 1, "0 pairs"), ([(0, 1)], 0, "0 rounds"), ([(0, 1), (1, 2)], 1, "share a qubit"),
+    ([(0, 2)], 1, r"couple.*\(0, 2\)"),
 ])  # fmt: skip
 def test_what_cannot_be_packed_is_refused(line, pairs, rounds, message):
     with pytest.raises(ValueError, match=message):
