@@ -4,7 +4,7 @@ with run_on_circuits(adapter, Execution(noise=DeviceNoise(backend), places=disjo
     perplexity(model, windows)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import count
 from typing import Any
@@ -21,6 +21,8 @@ from cua.quantum.jobs import JobRunner
 from cua.quantum.noise import DeviceNoise
 from cua.quantum.plan import DryRun
 
+Runner = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # slices -> outputs, (tokens, n_blocks, b)
+
 
 class DeviceRunner(BlockRunner):
     """Runs the blocks of one layer as jobs, signs read faithfully.
@@ -29,6 +31,8 @@ class DeviceRunner(BlockRunner):
         q: ``(n_blocks, 4, 4)`` orthogonal.
         jobs: where to; a :class:`DryRun` sends nothing.
         mitigation: as of :class:`Execution`.
+        importance: of each block, ``(n_blocks,)``: the more important ones get the better slots; in their order if left
+            out.
         noise: calibration to mitigate by.  If left out, the device's of the day on which the journal was begun.
         layer: number of this layer and stride.
 
@@ -41,17 +45,27 @@ class DeviceRunner(BlockRunner):
         q: NDArray[np.float64],
         jobs: JobRunner | DryRun,
         mitigation: str = "none",
+        importance: NDArray[np.float64] | None = None,
         noise: DeviceNoise | None = None,
         layer: int = 0,
     ) -> None:
+        self.jobs, self.layer, self.kept = jobs, layer, noise is None
+        self.order = np.arange(len(q))
         if isinstance(jobs, DryRun):
             mitigation = "none"
-        self.jobs, self.layer, self.kept = jobs, layer, noise is None
+        elif importance is not None:
+            self.order = jobs.keep(f"order-{layer:03}", lambda: jobs.packed.deal(importance))
         if mitigation == "none":
             noise = None
         elif noise is None:
             noise = DeviceNoise(jobs.backend, asymmetric_readout=not jobs.twirls_measurements)
-        super().__init__(q, Execution(shots=None, noise=noise, places=jobs.packed.pairs, mitigation=mitigation))
+        places = jobs.packed.pairs
+        super().__init__(q[self.order], Execution(shots=None, noise=noise, places=places, mitigation=mitigation))
+
+    def __call__(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        y = np.empty_like(x)
+        y[:, self.order] = super().__call__(x[:, self.order])
+        return y
 
     def measure(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[NDArray[Any]]]:
         """The slices that went in, and their counts in both settings."""
@@ -62,6 +76,36 @@ class DeviceRunner(BlockRunner):
             return super()._inverse(setting)
         name = f"{self.execution.mitigation.replace('+', '-')}-{self.layer:03}-{setting}"
         return self.jobs.keep(name, lambda: super(DeviceRunner, self)._inverse(setting))
+
+
+def slice_energies(adapter: Adapter, ids: Tensor) -> list[NDArray[np.float64]]:
+    """Mean squared length of the slices that enter each block: how much an error of the block weighs.
+
+    The measurement's errors are relative to the length of a slice, and a few components of a language model's hidden
+    states are far larger than the others.
+
+    Args:
+        adapter: attached to a model.
+        ids: tokens ``(batch, length)`` of a text like the ones to be run, but not of the test text.
+
+    Returns:
+        ``(n_blocks,)`` for each layer and stride, as :func:`run_on_device` takes them.
+    """
+    energies: list[NDArray[np.float64]] = []
+
+    def runner(q: NDArray[np.float64]) -> Runner:
+        place = len(energies)
+        energies.append(np.zeros(len(q)))
+
+        def run(x: NDArray[np.float64]) -> NDArray[np.float64]:
+            energies[place] += (x**2).sum((0, 2)) / ids.numel()
+            return np.einsum("nij,tnj->tni", q, x)
+
+        return run
+
+    with _running(adapter, runner):
+        adapter.model(ids)
+    return energies
 
 
 def run_on_circuits(adapter: Adapter, execution: Execution) -> AbstractContextManager[None]:
@@ -79,7 +123,11 @@ def run_on_circuits(adapter: Adapter, execution: Execution) -> AbstractContextMa
 
 
 def run_on_device(
-    adapter: Adapter, jobs: JobRunner | DryRun, mitigation: str = "none", noise: DeviceNoise | None = None
+    adapter: Adapter,
+    jobs: JobRunner | DryRun,
+    mitigation: str = "none",
+    importance: Sequence[NDArray[np.float64]] | None = None,
+    noise: DeviceNoise | None = None,
 ) -> AbstractContextManager[None]:
     """Inside this context every block of the adapter runs as jobs on a device, through a journal; signs are read.
 
@@ -93,17 +141,28 @@ def run_on_device(
         mitigation: "none", "readout" or "readout+depolarising".  The same journal can be read again with another one,
             without running anything, as long as the adapter is in one layer with one stride: what goes into a second
             one depends on what came out of the first.
+        importance: of the blocks of each layer and stride, such as :func:`slice_energies`: the more important ones get
+            the better pairs and earlier rounds.
         noise: calibration to mitigate by.  If left out, the device's of the day on which the journal was begun.
 
     Raises:
-        ValueError: on entry, see :class:`DeviceRunner`; errors of :class:`~cua.quantum.jobs.JobRunner` inside.
+        ValueError: on entry, see :class:`DeviceRunner`, or if ``importance`` is of another number of layers; errors of
+            :class:`~cua.quantum.jobs.JobRunner` inside.
     """
+    n_layers = len(adapter.modules) * len(adapter.config.strides)
+    if importance is not None and len(importance) != n_layers:
+        raise ValueError(f"importance of {len(importance)} layers and strides; the adapter has {n_layers}")
     layers = count()
-    return _running(adapter, lambda q: DeviceRunner(q, jobs, mitigation, noise, next(layers)))
+
+    def runner(q: NDArray[np.float64]) -> DeviceRunner:
+        layer = next(layers)
+        return DeviceRunner(q, jobs, mitigation, None if importance is None else importance[layer], noise, layer)
+
+    return _running(adapter, runner)
 
 
 @contextmanager
-def _running(adapter: Adapter, run: Callable[[NDArray[np.float64]], BlockRunner]) -> Iterator[None]:
+def _running(adapter: Adapter, run: Callable[[NDArray[np.float64]], Runner]) -> Iterator[None]:
     def executor(q: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         runner = run(q.numpy())
 

@@ -80,13 +80,31 @@ def disjoint_paths(
     return sorted(paths, key=cost)[:limit]
 
 
+def path_error(backend: BackendV2, path: tuple[int, ...]) -> float:
+    """Chance that anything goes wrong in one superdense circuit on a chain of coupled qubits, by the calibration.
+
+    Two CZ on each coupling, four SX and a measurement on each qubit; of a coupling's two directions the worse counts.
+    """
+    edges = [((a, b), (b, a)) for a, b in pairwise(path)]
+    errors = {
+        "cz": [max(_error(backend, "cz", edge) for edge in both if edge in backend.target["cz"]) for both in edges],
+        "sx": [_error(backend, "sx", (qubit,)) for qubit in path],
+        "measure": [_error(backend, "measure", (qubit,)) for qubit in path],
+    }
+    return 1 - math.prod(
+        (1 - e) ** times for name, times in (("cz", 2), ("sx", 4), ("measure", 1)) for e in errors[name]
+    )
+
+
+def _error(backend: BackendV2, name: str, qubits: tuple[int, ...]) -> float:
+    properties = backend.target[name][qubits]
+    return properties.error if properties and properties.error is not None else 0.0
+
+
 def _costs(backend: BackendV2, name: str, cutoff: float | None) -> dict[tuple[int, ...], float]:
     """-log(1 - error) of a gate wherever it can be used; 0 where the calibration gives no error."""
     useless = 0.5 if name == "measure" else 1.0
-    errors = {
-        tuple(qubits): properties.error if properties and properties.error is not None else 0.0
-        for qubits, properties in backend.target[name].items()
-    }
+    errors = {tuple(qubits): _error(backend, name, qubits) for qubits in backend.target[name]}
     most = useless if cutoff is None else cutoff * median(errors.values())
     return {qubits: -math.log1p(-error) for qubits, error in errors.items() if error < useless and error <= most}
 

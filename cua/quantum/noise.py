@@ -108,6 +108,15 @@ class DeviceNoise:
             return delay.duration * self._target.dt
         return apply_prefix(delay.duration, delay.unit)
 
+    def reset_matrix(self, qubit: int) -> NDArray[np.float64]:
+        """Of the reset of a qubit, ``(2, 2)``: [after, before], columns sum to one.
+
+        A reset is a measurement, and an X gate if it read 1.  Calibrations give it no error of its own; here it errs as
+        often as the measurement does.
+        """
+        (read_0_of_0, read_0_of_1), (read_1_of_0, read_1_of_1) = self.assignment_matrix(qubit)
+        return np.array([[read_0_of_0, read_1_of_1], [read_1_of_0, read_0_of_1]])
+
     def assignment_matrix(self, qubit: int) -> NDArray[np.float64]:
         """Of the measurement of a qubit, ``(2, 2)``: [observed, prepared], columns sum to one."""
         return self._readout.get(qubit, np.eye(2)).T

@@ -19,6 +19,7 @@ from qiskit.primitives import BitArray, DataBin
 from qiskit.providers import BackendV2
 
 from cua.quantum.circuits import SUPERDENSE_OUTCOMES, superdense_angles, superdense_template
+from cua.quantum.layout import path_error
 from cua.quantum.noise import check_gates
 
 REP_DELAY_S = 250e-6  # between two shots: the default of every Heron, taken for a device that names none
@@ -38,6 +39,8 @@ class PackedCircuit:
         circuit: on all qubits of the device, with ``6 * n_slots`` parameters.
         pairs, rounds, resets: as given.
         n_slots: blocks that one circuit holds, ``rounds * len(pairs)``.
+        slot_errors: chance that anything goes wrong in each slot, ``(n_slots,)``: see
+            :func:`~cua.quantum.layout.path_error`; after a reset, also that one of its two measurements fails.
 
     Raises:
         ValueError: for pairs that overlap or are not coupled, or a backend with other gates or without reset.
@@ -58,6 +61,10 @@ class PackedCircuit:
         if rounds > 1 and "reset" not in backend.target.operation_names:
             raise ValueError(f"{backend.name} has no reset, so a pair can be used only once in a shot")
         self._backend = backend
+        first = np.array([path_error(backend, pair) for pair in self.pairs])
+        works = [1 - (backend.target["measure"][(qubit,)].error or 0.0) for qubit in used]
+        later = 1 - (1 - first) * np.array(works).reshape(-1, 2).prod(1)
+        self.slot_errors = np.concatenate([first, *[later] * (rounds - 1)])
         template = superdense_template()
         self.circuit = QuantumCircuit(QuantumRegister(backend.num_qubits, "q"), name=f"packed{self.n_slots}")
         angles = ParameterVector("angle", 6 * self.n_slots)
@@ -78,6 +85,20 @@ class PackedCircuit:
                     self.circuit.append(gate.operation, qubits)
             self.circuit.barrier(used)
             self.circuit.measure(used, register)
+
+    def deal(self, importance: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Which block to put where, so that the more important ones are in the better slots.
+
+        Args:
+            importance: of each block, ``(n_blocks,)``.
+
+        Returns:
+            A permutation: block ``deal[i]`` takes place i, which is slot ``i % n_slots``.
+        """
+        places = np.argsort(np.resize(self.slot_errors, len(importance)), kind="stable")
+        dealt = np.empty(len(importance), dtype=np.int64)
+        dealt[places] = np.argsort(-np.asarray(importance), kind="stable")
+        return dealt
 
     def shot_s(self, rep_delay_s: float | None = None) -> float:
         """Seconds of one shot by the device's own times: reset, circuit, and a delay until the next shot.

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 from hashlib import sha256
 from math import prod
 
@@ -47,9 +48,8 @@ class EngineSampler(BaseSamplerV2):
     Args:
         noise: of the device whose qubits the circuits name, or ``None`` for perfect ones.
         seed: of the shots.  They depend on nothing but the seed and the PUB: the same PUB gives the same counts.
-        reset_errors: whether a reset, which is a measurement and an X gate if it read 1, errs as often as the
-            measurement does.  Calibrations give no error of their own for it; Aer takes it to be perfect, as does
-            ``False``.
+        reset_errors: whether resets err, see :meth:`~cua.quantum.noise.DeviceNoise.reset_matrix`.  Aer takes them to be
+            perfect, as does ``False``.
 
     Shots of different parts are drawn independently; a qubit's state after an imperfect reset enters the next round as
     a probability.  Qubits relax in delays between their gates; before the first gate and after a measurement, where at
@@ -129,19 +129,13 @@ class EngineSampler(BaseSamplerV2):
             return None
         ground = np.eye(2**part.circuit.n_qubits)[:1].repeat(n_rows, 0)
         return np.stack(
-            [
-                before[place] @ np.linalg.matrix_power(self._reset(place), part.resets).T if place in before else ground
-                for place in part.places
-            ]
+            [before[place] @ self._reset(place, part.resets).T if place in before else ground for place in part.places]
         )
 
-    def _reset(self, place: tuple[int, ...]) -> NDArray[np.float64]:
-        """[after, before] of an X conditioned on a measurement of every qubit, ``(2^n, 2^n)``."""
-        matrix = np.ones((1, 1))
-        for qubit in place:
-            a = self.noise.assignment_matrix(qubit)
-            matrix = np.kron(np.array([[a[0, 0], a[1, 1]], [a[1, 0], a[0, 1]]]), matrix)
-        return matrix
+    def _reset(self, place: tuple[int, ...], times: int) -> NDArray[np.float64]:
+        """[after, before] of so many resets of every qubit, ``(2^n, 2^n)``."""
+        matrices = (np.linalg.matrix_power(self.noise.reset_matrix(qubit), times) for qubit in place)
+        return reduce(lambda low, high: np.kron(high, low), matrices)
 
     def _response(self, place: tuple[int, ...]) -> NDArray[np.float64]:
         matrix = np.ones((1, 1))
@@ -165,33 +159,36 @@ def _parts(circuit: QuantumCircuit, noise: DeviceNoise | None) -> list[list[_Par
     place_of = {qubit: tuple(sorted(part)) for part in rx.connected_components(graph) for qubit in part}
     column = {parameter: i for i, parameter in enumerate(circuit.parameters)}
 
-    rounds: dict[tuple[int, ...], list[list]] = {}  # of every place: gates by round
-    resets: dict[tuple[int, ...], list[Counter[int]]] = {}  # of every place: how often each qubit, before each round
-    working: set[int] = set()  # qubits between their first gate and their measurement
+    gates_of: dict[tuple[int, ...], dict[int, list]] = {}  # [place][round]
+    resets: dict[tuple[int, int], int] = Counter()  # of [qubit, round], before the round
+    round_of, working, used = Counter(), set(), set()  # used since the last reset; working until measured
     for operation, qubits, clbits in gates:
-        if operation.name == "barrier" or (operation.name == "delay" and not working >= set(qubits)):
+        name = operation.name
+        if name == "barrier" or (name == "delay" and not working >= set(qubits)):
             continue
-        working = working - set(qubits) if operation.name in ("measure", "reset") else working | set(qubits)
+        if name == "reset":
+            round_of.update(used & set(qubits))
+            used -= set(qubits)
+            working -= set(qubits)
+            resets.update([(qubits[0], round_of[qubits[0]])])
+            continue
         place = place_of[qubits[0]]
-        parts, before = rounds.setdefault(place, [[]]), resets.setdefault(place, [Counter()])
-        if operation.name == "reset":
-            if parts[-1]:
-                parts.append([])
-                before.append(Counter())
-            before[-1].update(qubits)
-            continue
-        if len({before[-1][qubit] for qubit in place}) > 1:
+        if len({round_of[qubit] for qubit in qubits}) > 1:
             raise ValueError(f"qubits {place} are coupled; they have to be reset together")
-        parts[-1].append((operation, qubits, clbits))
+        gates_of.setdefault(place, {}).setdefault(round_of[qubits[0]], []).append((operation, qubits, clbits))
+        used |= set(qubits)
+        working = working - set(qubits) if name == "measure" else working | set(qubits)
 
     program: list[list[_Part]] = []
-    for number in range(max(map(len, rounds.values()), default=0)):
+    for number in range(1 + max((max(rounds) for rounds in gates_of.values()), default=-1)):
         alike: dict[tuple, list[tuple[tuple[int, ...], list[int], list[tuple[str, int]], QuantumCircuit]]] = {}
-        for place, parts in rounds.items():
-            if number < len(parts) and parts[number]:
-                form, *one = _part(circuit, place, parts[number], column)
-                form = (resets[place][number][place[0]], *form)
-                alike.setdefault(form, []).append((place, *one))
+        for place, rounds in gates_of.items():
+            times = {resets[qubit, number] for qubit in place}
+            if len(times) > 1:
+                raise ValueError(f"qubits {place} are coupled; they have to be reset together")
+            if number in rounds:
+                form, *one = _part(circuit, place, rounds[number], column)
+                alike.setdefault((times.pop(), *form), []).append((place, *one))
         program.append(
             [
                 _Part(
