@@ -37,7 +37,7 @@ class PackedCircuit:
 
     Attributes:
         circuit: on all qubits of the device, with ``6 * n_slots`` parameters.
-        pairs, rounds, resets: as given.
+        backend, pairs, rounds, resets: as given.
         n_slots: blocks that one circuit holds, ``rounds * len(pairs)``.
         slot_errors: chance that anything goes wrong in each slot, ``(n_slots,)``: see
             :func:`~cua.quantum.layout.path_error`; after a reset, also that one of its two measurements fails.
@@ -60,7 +60,7 @@ class PackedCircuit:
             raise ValueError(f"{backend.name} does not couple the qubits {alien[0]}")
         if rounds > 1 and "reset" not in backend.target.operation_names:
             raise ValueError(f"{backend.name} has no reset, so a pair can be used only once in a shot")
-        self._backend = backend
+        self.backend = backend
         first = np.array([path_error(backend, pair) for pair in self.pairs])
         works = [1 - (backend.target["measure"][(qubit,)].error or 0.0) for qubit in used]
         later = 1 - (1 - first) * np.array(works).reshape(-1, 2).prod(1)
@@ -107,8 +107,8 @@ class PackedCircuit:
             rep_delay_s: the delay, if it is not the device's default.
         """
         if rep_delay_s is None:
-            rep_delay_s = getattr(self._backend, "default_rep_delay", REP_DELAY_S)
-        target = self._backend.target
+            rep_delay_s = getattr(self.backend, "default_rep_delay", REP_DELAY_S)
+        target = self.backend.target
         resets = target["reset"].values() if "reset" in target.operation_names else ()
         reset_s = max((properties.duration or 0.0 for properties in resets if properties), default=0.0)
         return reset_s + self.circuit.estimate_duration(target, "s") + rep_delay_s
