@@ -30,7 +30,7 @@ class DeviceRunner(BlockRunner):
     Args:
         q: ``(n_blocks, 4, 4)`` orthogonal.
         jobs: where to; a :class:`DryRun` sends nothing.
-        mitigation: as of :class:`Execution`.
+        mitigation: as of :class:`Execution`; the depolarising strength counts errors of the resets in.
         importance: of each block, ``(n_blocks,)``: the more important ones get the better slots; in their order if left
             out.
         noise: calibration to mitigate by.  If left out, the device's of the day on which the journal was begun.
@@ -70,6 +70,16 @@ class DeviceRunner(BlockRunner):
     def measure(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[NDArray[Any]]]:
         """The slices that went in, and their counts in both settings."""
         return self.jobs.measure(x, self.settings)
+
+    def _start(self) -> NDArray[np.float64]:
+        """|00> in the first round; later what a reset makes of outcomes that were all equally likely."""
+        packed, noise = self.jobs.packed, self.execution.noise
+        round_ = np.arange(len(self.q)) % packed.n_slots // len(packed.pairs)
+        later = [
+            np.kron(*(np.linalg.matrix_power(noise.reset_matrix(qubit), packed.resets) for qubit in reversed(pair)))
+            for pair in self.places
+        ]
+        return np.where(round_[:, None] > 0, np.stack(later).mean(-1), np.eye(4)[0])
 
     def _inverse(self, setting: int) -> NDArray[np.float64] | None:
         if self.execution.mitigation == "none" or not self.kept:

@@ -158,11 +158,18 @@ class BlockRunner:
             if len(circuit.places) == 1:
                 p = circuit.probabilities(angles.reshape(1, -1, 6)).view(*angles.shape[:2], 4)
             else:
-                p = circuit.probabilities(angles)
+                start = self._start()
+                if start is not None:
+                    start = np.broadcast_to(start[:, None], (*angles.shape[:2], 4))
+                p = circuit.probabilities(angles, start=start)
             return np.moveaxis(p.numpy()[..., list(SUPERDENSE_OUTCOMES)], 0, 1)
         angles = preparation_angles(slices)
         parts = [c.probabilities(a[None])[0] for c, a in zip(self.circuits[setting], angles, strict=True)]
         return torch.stack(parts, 1).numpy()
+
+    def _start(self) -> NDArray[np.float64] | None:
+        """Probabilities of the states that each block's qubits start in, ``(n_blocks, 4)``; all in |00> if ``None``."""
+        return None
 
     def _inverse(self, setting: int) -> NDArray[np.float64] | None:
         """Inverse of the response matrix of every block, ``(n_blocks, b, b)`` in the order of components."""
