@@ -160,7 +160,7 @@ class BlockRunner:
             else:
                 start = self._start()
                 if start is not None:
-                    start = np.broadcast_to(start[:, None], (*angles.shape[:2], 4))
+                    start = torch.from_numpy(start)[:, None].expand(-1, angles.shape[1], -1)
                 p = circuit.probabilities(angles, start=start)
             return np.moveaxis(p.numpy()[..., list(SUPERDENSE_OUTCOMES)], 0, 1)
         angles = preparation_angles(slices)

@@ -109,7 +109,7 @@ class PackedCircuit:
         if rep_delay_s is None:
             rep_delay_s = getattr(self.backend, "default_rep_delay", REP_DELAY_S)
         target = self.backend.target
-        resets = target["reset"].values() if "reset" in target.operation_names else ()
+        resets = [target["reset"].get((qubit,)) for pair in self.pairs for qubit in pair if "reset" in target]
         reset_s = max((properties.duration or 0.0 for properties in resets if properties), default=0.0)
         return reset_s + self.circuit.estimate_duration(target, "s") + rep_delay_s
 

@@ -5,11 +5,17 @@ import numpy as np
 import pytest
 from qiskit.providers.fake_provider import GenericBackendV2
 from qiskit.transpiler import CouplingMap, InstructionProperties
-from qiskit_ibm_runtime.fake_provider import FakeBoston, FakeSherbrooke
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import maximum_bipartite_matching
+from qiskit_ibm_runtime.fake_provider import (
+    FakeBoston,
+    FakeFez,
+    FakeKingston,
+    FakeMarrakesh,
+    FakeSherbrooke,
+    FakeTorino,
+)
+from scipy.optimize import linear_sum_assignment
 
-from cua.quantum.layout import disjoint_paths
+from cua.quantum.layout import disjoint_paths, path_error
 
 GATES = ["id", "x", "sx", "rz", "cz"]
 
@@ -71,17 +77,82 @@ def test_every_working_qubit_is_a_path_of_length_one():
     assert sorted(disjoint_paths(FakeBoston(), 1)) == [(qubit,) for qubit in working]
 
 
-def test_as_many_pairs_as_the_device_has_room_for(marrakesh):
-    """Heavy hex is bipartite, so scipy can count too."""
-    target = marrakesh.target
-    works = {q for (q,), p in target["measure"].items() if p.error < 0.5}
-    edges = [pair for pair in target["cz"] if cost(marrakesh, pair) < math.inf and set(pair) <= works]
-    colour = {edges[0][0]: 0}
-    while left := [(a, b) for a, b in edges if a in colour and b not in colour]:
-        colour |= {b: 1 - colour[a] for a, b in left}
-    rows, columns = zip(*[(a, b) for a, b in edges if colour[a] == 0], strict=True)
-    matched = maximum_bipartite_matching(coo_matrix((np.ones(len(rows)), (rows, columns)), (156, 156)).tocsr())
-    assert len(disjoint_paths(marrakesh, 2)) == (matched >= 0).sum()
+def best_matching(backend) -> tuple[int, float]:
+    """Size and cost of the best matching of a heavy-hexagon lattice, by scipy: a bipartite graph, hence an assignment.
+
+    Each pair is worth far more than all costs together, so that there are as many pairs as can be.
+    """
+    works = {q for (q,), p in backend.target["measure"].items() if p.error is None or p.error < 0.5}
+    edges = [pair for pair in backend.target["cz"] if set(pair) <= works and cost(backend, pair) < math.inf]
+    _both, colour = {*edges, *(edge[::-1] for edge in edges)}, {}
+    while fresh := {a for a, _ in edges} - colour.keys():
+        colour[min(fresh)] = 0
+        while left := {
+            b: 1 - colour[a] for a, b in [*edges, *(e[::-1] for e in edges)] if a in colour and b not in colour
+        }:
+            colour |= left
+    costs = np.zeros((backend.num_qubits, backend.num_qubits))
+    for a, b in edges:
+        costs[(a, b) if colour[a] == 0 else (b, a)] = cost(backend, (a, b)) - 1000
+    chosen = costs[linear_sum_assignment(costs)]
+    return int((chosen < 0).sum()), float((chosen[chosen < 0] + 1000).sum())
+
+
+DEVICES = [FakeMarrakesh, FakeFez, FakeKingston, FakeBoston, FakeTorino]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_on_a_real_device_as_many_pairs_as_can_be_at_the_least_cost(device):
+    backend = device()
+    pairs = disjoint_paths(backend, 2)
+    size, least = best_matching(backend)
+    assert len(pairs) == size
+    assert sum(cost(backend, pair) for pair in pairs) == pytest.approx(least, abs=1e-4)
+
+
+@pytest.mark.parametrize(("device", "working"), [(FakeMarrakesh, 63), (FakeFez, 64), (FakeKingston, 62)])
+def test_64_pairs_on_a_heron_where_everything_works(device, working):
+    """156 qubits have room for 64 pairs; a calibration with dead qubits or couplings leaves fewer."""
+    backend = device()
+    assert len(disjoint_paths(backend, 2)) == working
+    for gate in ("cz", "sx", "measure"):
+        for qubits, properties in list(backend.target[gate].items()):
+            if properties.error is None or properties.error >= 0.5:
+                set_error(backend, gate, qubits, 0.4)
+    assert len(disjoint_paths(backend, 2)) == 64
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_of_all_matchings_of_a_damaged_device_the_best(seed):
+    """Brute force: seven qubits, couplings at random, some of them dead."""
+    rng = np.random.default_rng(seed)
+    edges = [pair for pair in combinations(range(7), 2) if rng.random() < 0.5] or [(0, 1)]
+    backend = GenericBackendV2(7, list(GATES), coupling_map=CouplingMap(edges), seed=seed)
+    for gate, share in (("cz", 0.2), ("measure", 0.1)):
+        for qubits in list(backend.target[gate]):
+            set_error(backend, gate, qubits, 1.0 if rng.random() < share else rng.uniform(0.001, 0.3))
+    alive = {q for (q,), p in backend.target["measure"].items() if p.error < 1}
+    usable = [pair for pair in edges if set(pair) <= alive and backend.target["cz"][pair].error < 1]
+    if not usable:
+        with pytest.raises(ValueError, match="no chain of 2 qubits"):
+            disjoint_paths(backend, 2)
+        return
+    matchings = [m for n in (1, 2, 3) for m in combinations(usable, n) if len({q for pair in m for q in pair}) == 2 * n]
+    size = max(map(len, matchings))
+    least = min(sum(cost(backend, pair) for pair in m) for m in matchings if len(m) == size)
+    found = disjoint_paths(backend, 2)
+    assert len(found) == size
+    assert sum(cost(backend, pair) for pair in found) == pytest.approx(least, abs=1e-5)
+
+
+def test_the_chance_of_an_error_on_a_path(marrakesh, ring):
+    for backend in (marrakesh, ring):
+        for path in (*disjoint_paths(backend, 2)[:5], *disjoint_paths(backend, 3)[:2]):
+            assert path_error(backend, path) == pytest.approx(1 - math.exp(-cost(backend, path)))
+    a, b = disjoint_paths(ring, 2)[0]
+    set_error(ring, "cz", (b, a), 0.9)
+    assert path_error(ring, (a, b)) == pytest.approx(1 - math.exp(-cost(ring, (a, b))))
+    assert path_error(ring, (a, b)) > 0.98
 
 
 def test_pairs_are_the_matching_of_least_cost(ring):

@@ -9,7 +9,7 @@ from qiskit.transpiler import CouplingMap
 
 import cua
 from cua.quantum.circuits import superdense_angles
-from cua.quantum.layout import disjoint_paths
+from cua.quantum.layout import disjoint_paths, path_error
 from cua.quantum.packing import PackedCircuit, outcome_counts
 
 GATES = ["id", "x", "sx", "rz", "cz", "reset"]
@@ -127,3 +127,23 @@ def test_reuse_needs_a_reset():
 def test_registers_are_named_by_round(line):
     packed = PackedCircuit(line, [(0, 1)], 3)
     assert packed.circuit.cregs == [ClassicalRegister(2, f"round{r}") for r in range(3)]
+
+
+def test_later_rounds_err_more_by_the_reset(line):
+    packed = PackedCircuit(line, [(0, 1), (3, 2)], rounds=3)
+    first, later = packed.slot_errors[:2], packed.slot_errors[2:].reshape(2, 2)
+    assert first.tolist() == [path_error(line, (0, 1)), path_error(line, (3, 2))]
+    works = [np.prod([1 - line.target["measure"][(q,)].error for q in pair]) for pair in packed.pairs]
+    np.testing.assert_allclose(later, np.tile(1 - (1 - first) * works, (2, 1)))
+
+
+@pytest.mark.parametrize("n_blocks", [3, 6, 8, 15])
+def test_the_important_blocks_get_the_good_slots(line, n_blocks):
+    packed = PackedCircuit(line, [(0, 1), (3, 2), (5, 6)], rounds=2)
+    importance = np.random.default_rng(n_blocks).random(n_blocks)
+    dealt = packed.deal(importance)
+    assert sorted(dealt) == list(range(n_blocks))
+    errors = np.array([packed.slot_errors[place % 6] for place in range(n_blocks)])
+    pairs = [(i, j) for i in range(n_blocks) for j in range(n_blocks) if errors[i] < errors[j]]
+    assert pairs
+    assert all(importance[dealt[i]] > importance[dealt[j]] for i, j in pairs)
