@@ -55,12 +55,12 @@ from qiskit_ibm_runtime.fake_provider import FakeBoston, FakeMarrakesh, FakeTori
 import cua
 from cua.experiments.record import ADAPTERS, load_result, quote
 from cua.hybrid import run_on_circuits
-from cua.quantum.blocks import MITIGATIONS, BlockRunner, Execution
 from cua.llm.data import load_corpus, windows
 from cua.llm.evaluate import perplexity
 from cua.llm.models import load_model
 from cua.llm.prefix import SplitModel
 from cua.plotting import COLOURS, interval, use_style
+from cua.quantum.blocks import MITIGATIONS, BlockRunner, Execution
 from cua.quantum.circuits import superdense_template, textbook_template
 from cua.quantum.engine import NoisyCircuit
 from cua.quantum.layout import disjoint_paths
