@@ -8,7 +8,9 @@ what never reached the service is sent.
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from datetime import UTC
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -56,9 +58,10 @@ class JobRunner:
         twirls_measurements: whether IBM's sampler flips bits at random before each measurement, and back after it.
 
     Raises:
-        ValueError: for shots that no job carries, a budget that is not positive, or twirled measurements of a circuit
-            with resets, which IBM's client cannot build; before a journal is begun.
+        ValueError: for shots that no job carries or that twirling does not divide, a budget that is not positive, or
+            twirled measurements of a circuit with resets, which IBM's client cannot build; before a journal is begun.
         JournalError: see :class:`cua.quantum.journal.Journal`.
+        RunStopped: if the service does not tell the calibration; before a journal is begun.
     """
 
     def __init__(
@@ -85,6 +88,8 @@ class JobRunner:
                 "twirling.enable_measure: IBM's client cannot twirl a measurement that a reset follows; switch it off, "
                 "or take a PackedCircuit with rounds=1"
             )
+        if (twirled := _twirled_shots(options, shots)) != shots:
+            raise ValueError(f"shots={shots}: with this twirling IBM's client makes it {twirled}; take those")
         self.packed, self.backend, self.sampler = packed, backend, sampler
         self.service = getattr(backend, "service", None) if service is None else service
         self.shots, self.budget_s, self.max_executions = shots, budget_s, max_executions
@@ -103,9 +108,10 @@ class JobRunner:
             "seed": getattr(sampler, "seed", None),
             "options": options,
         }
-        self.journal = Journal(folder, header)
         versions = {name: version(name) for name in ("numpy", "qiskit", "qiskit-aer", "qiskit-ibm-runtime")}
-        self.journal.append("opened", versions=versions, calibrated=calibration_time(backend))
+        calibrated = self.client.ask(f"the calibration of {backend.name}", lambda: calibration_time(backend))
+        self.journal = Journal(folder, header)
+        self.journal.append("opened", versions=versions, calibrated=calibrated)
 
     def __enter__(self) -> "JobRunner":
         return self
@@ -194,6 +200,8 @@ class JobRunner:
         counts, reason = None, ""
         try:
             result = self.client.ask(f"the result of job {handle.job_id()}", handle.result)
+            if result is None:  # of IBM's client, if the service has none
+                raise JobFailed("came back without a result")
             counts = self.packed.counts(result[0].data)
             if counts.shape[0] != rows or not (counts.sum(-1) == self.shots).all():
                 reason = f"came back with {counts[:, 0].sum()} of {rows * self.shots} shots"
@@ -247,7 +255,17 @@ def _options(sampler: BaseSamplerV2) -> dict[str, Any]:
     return {key: options.model_dump(mode="json")[key] for key in ("dynamical_decoupling", "twirling", "execution")}
 
 
+def _twirled_shots(options: dict[str, Any], shots: int) -> int:
+    """Shots that IBM's sampler makes of these: with twirling, as many for each randomization, rounded up."""
+    twirling = options.get("twirling", {})
+    if not (twirling.get("enable_gates") or twirling.get("enable_measure")):
+        return shots
+    from qiskit_ibm_runtime.executor.calculate_twirling_shots import calculate_twirling_shots  # a new client's
+
+    return prod(calculate_twirling_shots(shots, twirling["num_randomizations"], twirling["shots_per_randomization"]))
+
+
 def calibration_time(device: BackendV2 | Any) -> str | None:
-    """When a device was last calibrated, by its own account, or before a job ran."""
+    """When a device was last calibrated, by its own account, or before a job ran; in UTC."""
     properties = device.properties() if hasattr(device, "properties") else None
-    return properties.last_update_date.isoformat() if properties else None
+    return properties.last_update_date.astimezone(UTC).isoformat() if properties else None

@@ -6,7 +6,7 @@ else looks like a key, are cut out of what the service or the network said.
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from qiskit_ibm_runtime.exceptions import (
     RuntimeJobFailureError,
     RuntimeJobMaxTimeoutError,
 )
+from requests import RequestException
 
 TRIES = 6
 SETTLE_S = 20.0  # how long the service may take to list a job that it has accepted
@@ -97,9 +98,7 @@ class Client:
             raise RunStopped(
                 f"{what}: the service refused the credentials; save the account anew and run again to resume"
             )
-        if (
-            status == 429 or status >= 500 or isinstance(error, (OSError, TimeoutError))
-        ):  # requests' errors are OSErrors
+        if status == 429 or status >= 500 or (status < 0 and _no_answer(error)):
             return line
         raise RunStopped(f"{what}: {line}")
 
@@ -116,11 +115,27 @@ _LONG_WORD = re.compile(r"[\w\-.~+/=:]{32,}")  # tokens, signed URLs, resource n
 
 
 def _http_status(error: Exception) -> int:
-    """Status code of a response that an error tells of; -1 if it tells none."""
-    known = getattr(error, "status_code", None) or getattr(getattr(error, "response", None), "status_code", None)
-    if known is None and (found := re.search(r"\b([45]\d\d) (?:Client|Server) Error", str(error))):
-        known = int(found[1])
-    return -1 if known is None else known
+    """Status code of a response that an error, or one that it was made of, tells of; -1 if none does."""
+    for cause in _causes(error):
+        response = getattr(cause, "response", None)
+        for known in (getattr(cause, "status_code", None), getattr(response, "status_code", None)):
+            if known is not None and known > 0:
+                return known
+        if found := re.search(r"\b([45]\d\d) (?:Client|Server) Error", str(cause)):
+            return int(found[1])
+    return -1
+
+
+def _no_answer(error: Exception) -> bool:
+    """Whether nothing came back, or not all of it.  IBM's client hides that in errors of its own, without a status."""
+    return isinstance(error, OSError) or any(isinstance(cause, RequestException) for cause in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was made of, what that was made of."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _now() -> str:

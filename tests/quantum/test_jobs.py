@@ -335,7 +335,7 @@ def test_a_calibration_in_mid_run_is_told_and_recorded(work, tmp_path, undisturb
     with pytest.warns(UserWarning, match="calibrated anew, on 2026-01-01.*The run goes on"):
         assert np.array_equal(run(work, tmp_path, FakeService(tmp_path / "server")), undisturbed)
     recorded = [line["calibrated"] for line in read_events(tmp_path / "run") if line["event"] == "counts"]
-    assert recorded == [before.isoformat()] * 4 + [after.isoformat()] * 2
+    assert recorded == [before.astimezone(UTC).isoformat()] * 4 + [after.isoformat()] * 2
 
 
 def test_what_is_kept_is_computed_once(work, tmp_path):
