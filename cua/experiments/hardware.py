@@ -208,16 +208,13 @@ def write(
 def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Means over seeds with 95 % intervals."""
 
-    def over_seeds(values: list[float], unit: str) -> dict[str, Any]:
-        return mean_interval(values, unit)
-
     numbers = {}
     for resets in (1, 2):
         for errors in ERRORS:
             by_round = [runs[f"strength/{resets}/{errors}/{seed}"]["by_round"] for seed in SEEDS]
             label = f"{resets}_resets_{errors}"
-            numbers[f"strength_first_{label}"] = over_seeds([100 * rounds[0] for rounds in by_round], "%")
-            numbers[f"strength_later_{label}"] = over_seeds([100 * np.mean(rounds[1:]) for rounds in by_round], "%")
+            numbers[f"strength_first_{label}"] = mean_interval([100 * rounds[0] for rounds in by_round], "%")
+            numbers[f"strength_later_{label}"] = mean_interval([100 * np.mean(rounds[1:]) for rounds in by_round], "%")
     for name in PACKINGS:
         for deal in DEALS:
             mine = [runs[f"perplexity/{name}/{deal}/{seed}"] for seed in SEEDS]
@@ -225,8 +222,16 @@ def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
                 label = f"{name}_{deal}_{mitigation.replace('+', '_')}"
                 penalties = [percent_change(run[mitigation], run["exact"]) for run in mine]
                 errors = [100 * run[mitigation]["output_error"] for run in mine]
-                numbers[f"penalty_{label}"] = over_seeds(penalties, "%")
-                numbers[f"output_error_{label}"] = over_seeds(errors, "%")
+                numbers[f"penalty_{label}"] = mean_interval(penalties, "%")
+                numbers[f"output_error_{label}"] = mean_interval(errors, "%")
+    for name in PACKINGS:
+        for mitigation in MITIGATIONS:
+            errors = {
+                deal: [runs[f"perplexity/{name}/{deal}/{seed}"][mitigation]["output_error"] for seed in SEEDS]
+                for deal in DEALS
+            }
+            gains = [bad / good for bad, good in zip(errors["random"], errors["importance"], strict=True)]
+            numbers[f"deal_gain_{name}_{mitigation.replace('+', '_')}"] = mean_interval(gains, "1")
     firsts = [first for seed in SEEDS for first in runs[f"text/{seed}"]["first_difference"]]
     gaps = [gap for seed in SEEDS for gap in runs[f"text/{seed}"]["probabilities"] if gap]
     numbers["texts"] = point(len(firsts), "texts")

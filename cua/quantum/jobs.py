@@ -109,9 +109,9 @@ class JobRunner:
             "options": options,
         }
         versions = {name: version(name) for name in ("numpy", "qiskit", "qiskit-aer", "qiskit-ibm-runtime")}
-        calibrated = self.client.ask(f"the calibration of {backend.name}", lambda: calibration_time(backend))
+        self._calibrated = self.client.ask(f"the calibration of {backend.name}", lambda: calibration_time(backend))
         self.journal = Journal(folder, header)
-        self.journal.append("opened", versions=versions, calibrated=calibrated)
+        self.journal.append("opened", versions=versions, calibrated=self._calibrated)
 
     def __enter__(self) -> "JobRunner":
         return self
@@ -224,7 +224,7 @@ class JobRunner:
     def _told(self, handle: Any, rows: int) -> dict[str, Any]:
         """QPU seconds that a job took (the plan's, while the service has none), and the calibration it ran under."""
         if self.service is None:
-            return {"usage_s": 0.0, "calibrated": calibration_time(self.backend)}
+            return {"usage_s": 0.0, "calibrated": self._calibrated}
         return {"usage_s": float(handle.usage() or self._plan(rows, 1).qpu_s), "calibrated": calibration_time(handle)}
 
     def _sent(self, call: int, job: int, rows: NDArray[np.float64]) -> tuple[Any, str]:

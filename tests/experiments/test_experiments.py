@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cua.experiments import block_size_selection, noise_frontier, record, speed, v_proj_selection
+from cua.experiments import block_size_selection, hardware, noise_frontier, record, speed, v_proj_selection
 from cua.experiments.protocol import Bench, change_over_text
 from cua.quantum.blocks import Execution
 
@@ -134,6 +134,44 @@ def test_a_change_over_text_by_hand():
     for name, log in (("value", 0.3), ("low", 0.3 - half), ("high", 0.3 + half)):
         assert change[name] == pytest.approx(100 * math.expm1(log / 10), rel=1e-4), name
     assert change["unit"] == "%"
+
+
+def test_headline_of_the_hardware_study_by_hand():
+    """Each number of a run says which seed, deal and packing it is of."""
+    runs = {}
+    for seed in range(3):
+        for resets in (1, 2):
+            for i, errors in enumerate(hardware.ERRORS):
+                later = 0.01 * (resets + i) + 0.001 * seed
+                runs[f"strength/{resets}/{errors}/{seed}"] = {"by_round": [0.03 + 0.001 * seed, later, later + 0.002]}
+        for i, name in enumerate(hardware.PACKINGS):
+            for deal, factor in (("random", 3.0), ("importance", 1.0)):
+                noisy = {"perplexity": 20 * (1 + 0.01 * factor), "output_error": 0.001 * (i + 1) * factor}
+                runs[f"perplexity/{name}/{deal}/{seed}"] = {"exact": {"perplexity": 20.0}} | dict.fromkeys(
+                    ("none", "readout", "readout+depolarising"), noisy
+                )
+        runs[f"text/{seed}"] = {
+            "first_difference": [None, 3 + 2 * seed],
+            "probabilities": [None, [0.3, 0.3 - 0.01 * seed]],
+        }
+    headline = hardware.headline(runs)
+    values = {name: number["value"] for name, number in headline.items()}
+    assert values["strength_first_1_resets_measurement"] == pytest.approx(3.1)
+    assert values["strength_later_2_resets_reset"] == pytest.approx(3.2)
+    half = 4.30265 * 0.1 / math.sqrt(3)
+    assert headline["strength_later_2_resets_reset"]["low"] == pytest.approx(3.2 - half, rel=1e-4)
+    assert values["penalty_3_rounds_random_none"] == pytest.approx(3.0)
+    assert values["output_error_3_rounds_importance_readout_depolarising"] == pytest.approx(0.2)
+    assert values["deal_gain_1_round_readout"] == pytest.approx(3.0)
+    assert (values["texts"], values["same_text"], values["median_first_difference"]) == (6, 3, 6)
+    assert (values["median_gap"], values["largest_gap"]) == pytest.approx((0.01, 0.02))
+
+
+def test_the_hardware_study_names_the_adapter_that_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(hardware, "ADAPTERS", tmp_path)
+    monkeypatch.setattr(Bench, "prepare", lambda test: pytest.fail("work before the check"))
+    with pytest.raises(FileNotFoundError, match=r"train it with: python -m cua\.experiments v_proj_bounded"):
+        hardware.run()
 
 
 def test_the_frontier_names_the_adapters_that_are_missing(monkeypatch, tmp_path):

@@ -10,7 +10,7 @@ from torch import nn
 
 import cua
 from cua import CUAConfig
-from cua.experiments import noise_frontier
+from cua.experiments import hardware, noise_frontier
 from cua.experiments.noise_frontier import Case
 from cua.experiments.protocol import TEST_WINDOW, WikitextStudy, percent_change, wikitext_splits
 from cua.experiments.record import ADAPTERS, RESULTS
@@ -22,6 +22,7 @@ from cua.llm.models import identity
 from cua.quantum.blocks import Execution
 from cua.quantum.layout import disjoint_paths
 from cua.quantum.noise import DeviceNoise
+from cua.quantum.packing import PackedCircuit
 
 # A window's summed loss (about 3,500 nats) is stored to 1e-4; other CPUs and thread counts round differently.
 NATS = 0.05
@@ -159,6 +160,25 @@ def test_the_headline_of_the_frontier_follows_from_its_runs():
     result = recorded("noise_frontier")
     if result["status"] == "complete":
         assert_same(result["headline"], noise_frontier.headline(result["runs"]))
+
+
+def test_the_strength_of_the_noise_by_round_is_the_recorded_one(embedded):
+    """Three rounds of the recorded seventeen; shots may be others, as they depend on the last bit of every angle."""
+    result, (model, _) = recorded("hardware"), embedded
+    device = FakeMarrakesh()
+    pairs = [tuple(pair) for pair in result["config"]["pairs"]]
+    assert pairs == disjoint_paths(device, 2, limit=hardware.PAIRS, cutoff=hardware.CUTOFF)
+    packed, noise = PackedCircuit(device, pairs, 3, resets=2), DeviceNoise(device, asymmetric_readout=True)
+    adapter = cua.load(model, ADAPTERS / f"{BOUNDED.name}/exact-seed1")
+    by_round = hardware.strengths(adapter, packed, noise, "reset_idle", seed=1)
+    adapter.detach()
+    assert by_round == pytest.approx(result["runs"]["strength/2/reset_idle/1"]["by_round"][:3], abs=0.002)
+    assert by_round[1] > by_round[0] + 0.01, "resets err"
+
+
+def test_the_headline_of_the_hardware_study_follows_from_its_runs():
+    result = recorded("hardware")
+    assert_same(result["headline"], hardware.headline(result["runs"]))
 
 
 def test_prefix_speed_timed_the_loss_that_the_model_has(embedded):

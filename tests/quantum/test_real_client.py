@@ -7,12 +7,14 @@ import re
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import qiskit_ibm_runtime
 from qiskit_aer import AerSimulator
 from qiskit_ibm_runtime import QiskitRuntimeService, RuntimeJobV2, runtime_job_v2
 from qiskit_ibm_runtime.api.session import PostForcelistRetry
@@ -24,6 +26,7 @@ from cua.quantum.jobs import JobRunner
 from cua.quantum.journal import read_events
 from cua.quantum.layout import disjoint_paths
 from cua.quantum.packing import PackedCircuit
+from cua.quantum.plan import Plan
 from cua.quantum.sampler import EngineSampler
 from cua.quantum.service import RunStopped
 from tests.quantum.fake_ibm import API_KEY, CRN, CUT, DROP, FakeIBM
@@ -398,3 +401,37 @@ def test_a_finished_run_asks_for_nothing_but_the_backend(work, server, tmp_path,
     server.requests.clear()
     assert np.array_equal(run(work, tmp_path, server), undisturbed)
     assert not [request for request in server.requests if "/jobs" in request]
+
+
+def test_the_steps_of_the_page_for_account_holders(server, tmp_path, monkeypatch, capsys):
+    """Every line of Python on the page, twice: on the second day nothing is sent, and the same comes out."""
+    page = (Path(__file__).parents[2] / "book" / "real_device.md").read_text()
+    steps = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(steps) == 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", lambda: connect(server))
+    said = []
+    for _ in range(2):
+        exec("\n".join(steps), {})
+        said.append(capsys.readouterr().out.splitlines())
+    assert len(server.jobs) == 1
+    assert said[0] == said[1]
+    plan, exact, device, spent = said[0]
+    assert plan.startswith("32 circuits x 1,024 shots in 1 job, about 10.9 s")
+    assert [float(line.split("perplexity ")[1].split()[0]) for line in (exact, device)] == pytest.approx(
+        [float(exact.split("perplexity ")[1].split()[0])] * 2, rel=0.05
+    )
+    assert exact.split("perplexity")[1] != device.split("perplexity")[1]
+    assert spent == "2 s of the processor spent"
+
+
+def test_the_table_of_the_page_follows_from_the_plan(marrakesh):
+    page = (Path(__file__).parents[2] / "book" / "real_device.md").read_text()
+    packed = PackedCircuit(marrakesh, disjoint_paths(marrakesh, 2, limit=48, cutoff=5), rounds=3, resets=2)
+    rows = re.findall(r"\| (\d+) \| ([\d,]+) \| (\d+) \| (\d+) s( \||, as each new token is a job)", page)
+    assert len(rows) == 5
+    for tokens, shots, circuits, seconds, job_each in rows:
+        plan = Plan.of(packed, 144, int(tokens), int(shots.replace(",", "")))
+        jobs = 24 if "job" in job_each else 1
+        assert plan.circuits == int(circuits)
+        assert int(seconds) == round(replace(plan, jobs=jobs).qpu_s)
