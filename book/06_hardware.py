@@ -87,8 +87,8 @@ scale = plt.Normalize(0, 10)
 for pair in pairs:
     colour = plt.cm.viridis_r(scale(100 * path_error(backend, pair)))
     axes.plot(*zip(*map(where.get, pair), strict=True), "o-", color=colour, linewidth=5, markersize=6, zorder=3)
-axes.set(aspect="equal", xticks=[], yticks=[])
-axes.grid(False)
+axes.set(aspect="equal")
+axes.axis("off")
 figure.colorbar(plt.cm.ScalarMappable(scale, "viridis_r"), ax=axes, label="chance of an error (%)", extend="max", shrink=0.7)
 plt.show()
 
@@ -105,12 +105,13 @@ plt.show()
 # %%
 for rounds in (1, 3, 17):
     packed = PackedCircuit(backend, pairs, rounds)
-    print(f"{rounds:2} rounds, {packed.n_slots:4} blocks a circuit:", Plan.of(packed, 1024, 1, shots=8192, settings=1))
+    print(f"{rounds:2} rounds, {packed.n_slots:4} blocks a circuit")
+    print("   ", Plan.of(packed, n_blocks=1024, tokens=1, shots=8192, settings=1))
 
 # %% [markdown]
 # The **paper**'s run took 4 hours and 24 minutes for a sequence of 83 tokens, queue and overheads included: 191 seconds a token.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rounds", "caption": "Modelled processor time of one Llama 3.1 8B token against the number of rounds in a shot. It falls in steps, with the number of circuits that 1,024 blocks need."}, "image": {"alt": "Falling staircase: 35 seconds with one round, 13 with three, below 5 with seventeen. A dotted line at 191 seconds marks the paper's run."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rounds", "caption": "Modelled processor time of one Llama 3.1 8B token against the number of rounds in a shot. It falls in steps, with the number of circuits that 1,024 blocks need."}, "image": {"alt": "Falling staircase: 38 seconds with one round, 15 with three, below 5 with seventeen. A dotted line at 191 seconds marks the paper's run."}}
 figure, axes = plt.subplots()
 counts = range(1, 21)
 seconds = [Plan.of(PackedCircuit(backend, pairs, n), 1024, 1, shots=8192, settings=1).qpu_s for n in counts]
@@ -144,7 +145,8 @@ x = np.tile(rng.normal(size=(60, 48, 4)), (1, 3, 1))
 ideal = np.einsum("nij,tnj->tni", q, x) ** 2 / (x**2).sum(-1, keepdims=True) - 1 / 4
 for label, resets, errors in (("perfect resets", 1, False), ("resets that err", 1, True), ("two of them", 2, True)):
     packed = PackedCircuit(backend, best, rounds=3, resets=resets)
-    (result,) = EngineSampler(noise, reset_errors=errors).run([(packed.circuit, packed.angles(x, q)[:, 0], 4096)]).result()
+    pub = packed.circuit, packed.angles(x, q)[:, 0], 4096
+    (result,) = EngineSampler(noise, reset_errors=errors).run([pub]).result()
     seen = packed.counts(result.data) / 4096 - 1 / 4
     lost = 1 - ((seen * ideal).sum((0, 2)) / (ideal**2).sum((0, 2))).reshape(3, 48).mean(1)
     print(f"{label:16} share of shots lost, by round: " + ", ".join(f"{share:.1%}" for share in lost))
@@ -156,10 +158,10 @@ for label, resets, errors in (("perfect resets", 1, False), ("resets that err", 
 
 # %%
 recorded = load_result("hardware")["headline"]
+print("share of shots lost:", quote(recorded["strength_first_1_resets_reset"]), "in the first round; later")
 for resets in (1, 2):
     for errors, label in (("measurement", "perfect"), ("reset", "that err"), ("reset_idle", "that err, qubits relax")):
-        first, later = (recorded[f"strength_{which}_{resets}_resets_{errors}"] for which in ("first", "later"))
-        print(f"{resets} reset(s) {label:23} first round {quote(first)}, later rounds {quote(later)}")
+        print(f"{resets} reset(s) {label:23}", quote(recorded[f"strength_later_{resets}_resets_{errors}"]))
 
 # %% [markdown]
 # ## Which block where
@@ -176,7 +178,7 @@ print(f"of all squared length, the first block has {shares[0]:.0%}, the first te
 
 # %% [markdown]
 # What it brings, **recorded** on four windows of the WikiText-2 test split, three adapters, 48 pairs, 4,096 shots in each of two
-# settings: the squared error of the layer's output, and then the noise penalty, the change of the perplexity against
+# settings: the squared error of the layer's output, how much dealing by importance makes of it (geometric mean), and the noise penalty, the change of the perplexity against
 # the exact adapter.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-deal", "caption": "Squared error of the output of the adapted layer, relative to its squared length, with blocks dealt to pairs and rounds at random or by the length of their slices. One round in a shot, three, three with two resets between; without mitigation (filled) and with both inversions (open). Means and 95 % intervals over three adapters, recorded."}, "image": {"alt": "Dot plot with a logarithmic axis. Without mitigation the error is between one and two per cent for random deals and about half a per cent by importance. With both inversions it is 0.08 to 0.2 per cent for random deals and 0.05 to 0.07 per cent by importance."}}
@@ -197,8 +199,9 @@ plt.show()
 for packing, mitigation in product(packings, ("none", "readout_depolarising")):
     gain = recorded[f"deal_gain_{packing}_{mitigation}"]
     penalties = (recorded[f"penalty_{packing}_{deal}_{mitigation}"] for deal in ("random", "importance"))
-    print(f"{packing}, {mitigation}: error {quote(gain, 1)} times smaller by importance")
-    print("    penalty at random and by importance:", ", ".join(map(quote, penalties)))
+    print(f"{packing}, mitigation {mitigation}")
+    print(f"    error by importance {quote(gain, 1)} times smaller")
+    print("    penalty at random, by importance:", ", ".join(map(quote, penalties)))
 
 # %% [markdown]
 # Perplexity hardly feels any of it: on these four windows no penalty can be told from zero. But then it is a blunt instrument
@@ -213,9 +216,12 @@ for packing, mitigation in product(packings, ("none", "readout_depolarising")):
 # sends only what never arrived. First, a dry run: what will it take?
 
 # %%
-text = "The river rises in the hills north of the town and flows south through a wide valley, past old mills and meadows, "
-text += "until it meets the sea. In the nineteenth century the lower part was made navigable, and ships carried coal and grain "
-text += "to the harbour. When the railway came, trade on the water declined, and today the river is known for its birds."
+text = (
+    "The river rises in the hills north of the town and flows south through a wide valley, "
+    "past old mills and meadows, until it meets the sea. In the nineteenth century the lower "
+    "part was made navigable, and ships carried coal and grain to the harbour. When the railway "
+    "came, trade on the water declined, and today the river is known for its birds."
+)
 ids = tokenizer(text, return_tensors="pt").input_ids[:, :64]
 packed = PackedCircuit(backend, best, rounds=3, resets=2)
 with run_on_device(adapter, dry := DryRun(packed, shots=4096)):
@@ -242,14 +248,15 @@ def until_the_laptop_closes(sampler: EngineSampler, after: int) -> EngineSampler
 
 
 def device_perplexity(sampler: EngineSampler) -> Perplexity:
-    jobs = JobRunner(packed, backend, sampler, folder / "perplexity", 4096, max_executions=32 * 4096, pending=1, progress=False)
+    limits = {"max_executions": 32 * 4096, "pending": 1}
+    jobs = JobRunner(packed, backend, sampler, folder / "perplexity", 4096, progress=False, **limits)
     with jobs, run_on_device(adapter, jobs, "readout+depolarising", [energies]):
         return perplexity(model, ids)
 
 
 with suppress(KeyboardInterrupt):
     device_perplexity(until_the_laptop_closes(EngineSampler(noise), after=2))
-print(*(line["event"] for line in read_events(folder / "perplexity")), sep=", ")
+print(*(line["event"] for line in read_events(folder / "perplexity")[5:]), sep=", ")
 
 # %% [markdown]
 # The journal holds two jobs with their counts, and one that was about to be sent. Run the same lines again:
@@ -269,7 +276,8 @@ for line in read_events(folder / "perplexity"):
 # it the exact adapter. Greedy choice, so that only the arithmetic of the blocks differs.
 
 # %%
-prompt, options = ids[:, :40], {"max_new_tokens": 24, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
+prompt = ids[:, :40]
+options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
 exact = model.generate(prompt, **options)
 jobs = JobRunner(packed, backend, EngineSampler(noise), folder / "text", shots=4096, progress=False)
 with jobs, run_on_device(adapter, jobs, "readout+depolarising", [energies]):

@@ -230,8 +230,9 @@ def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
                 deal: [runs[f"perplexity/{name}/{deal}/{seed}"][mitigation]["output_error"] for seed in SEEDS]
                 for deal in DEALS
             }
-            gains = [bad / good for bad, good in zip(errors["random"], errors["importance"], strict=True)]
-            numbers[f"deal_gain_{name}_{mitigation.replace('+', '_')}"] = mean_interval(gains, "1")
+            logs = mean_interval(np.log(errors["random"]) - np.log(errors["importance"]), "1")
+            gain = {key: value if key == "unit" else float(np.exp(value)) for key, value in logs.items()}
+            numbers[f"deal_gain_{name}_{mitigation.replace('+', '_')}"] = gain  # geometric mean
     firsts = [first for seed in SEEDS for first in runs[f"text/{seed}"]["first_difference"]]
     gaps = [gap for seed in SEEDS for gap in runs[f"text/{seed}"]["probabilities"] if gap]
     numbers["texts"] = point(len(firsts), "texts")

@@ -92,11 +92,12 @@ class Plan:
         return replace(self, circuits=self.circuits + other.circuits, jobs=self.jobs + other.jobs)
 
     def __str__(self) -> str:
-        return (
-            f"{self.circuits:,} circuit{'s' * (self.circuits > 1)} x {self.shots:,} shots in {self.jobs:,} "
-            f"job{'s' * (self.jobs > 1)}, about {self.qpu_s:.1f} s of a QPU ({100 * self.qpu_s / OPEN_PLAN_S:.1f} % "
-            "of the Open Plan's 10 minutes)"
+        circuits, jobs = (
+            f"{n:,} {word}{'s' * (n > 1)}" for n, word in ((self.circuits, "circuit"), (self.jobs, "job"))
         )
+        share = 100 * self.qpu_s / OPEN_PLAN_S
+        seconds = f"{self.qpu_s:.1f} s of a QPU, {share:.1f} % of the free 10 minutes"
+        return f"{circuits} x {self.shots:,} shots, {jobs}: {seconds}"
 
 
 def per_job(shots: int, max_executions: int = MAX_EXECUTIONS) -> int:

@@ -82,7 +82,7 @@ def room(message: str) -> tuple[int, int]:
 def test_what_fits_passes_and_what_does_not_is_refused_with_what_would(packings):
     plan = Plan.of(packings[3], n_blocks=144, tokens=64, shots=4096)
     plan.check(plan.qpu_s + 0.01)
-    with pytest.raises(ValueError, match=r"128 circuits x 4,096 shots in 1 job, about 141\.9 s.*budget of 60 s"):
+    with pytest.raises(ValueError, match=r"128 circuits x 4,096 shots, 1 job: 141\.9 s.*budget of 60 s"):
         plan.check(60.0)
     with pytest.raises(ValueError, match=r"10 s are spent, and there is room for (\d+) such circuits") as caught:
         plan.check(70.0, spent_s=10.0)
@@ -125,4 +125,4 @@ def test_a_dry_run_adds_up_the_passes_and_gives_exact_results(packings):
         assert turned.shape == counts.shape
         assert np.isfinite(counts).all()
     assert (dry.plan.circuits, dry.plan.jobs, dry.plan.shots) == (84, 3, 1000)
-    assert "84 circuits x 1,000 shots in 3 jobs, about 28.4 s of a QPU (4.7 % of" in str(dry.plan)
+    assert "84 circuits x 1,000 shots, 3 jobs: 28.4 s of a QPU, 4.7 % of the free 10 minutes" in str(dry.plan)

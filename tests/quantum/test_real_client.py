@@ -417,7 +417,7 @@ def test_the_steps_of_the_page_for_account_holders(server, tmp_path, monkeypatch
     assert len(server.jobs) == 1
     assert said[0] == said[1]
     plan, exact, device, spent = said[0]
-    assert plan.startswith("32 circuits x 1,024 shots in 1 job, about 10.9 s")
+    assert plan.startswith("32 circuits x 1,024 shots, 1 job: 10.9 s")
     assert [float(line.split("perplexity ")[1].split()[0]) for line in (exact, device)] == pytest.approx(
         [float(exact.split("perplexity ")[1].split()[0])] * 2, rel=0.05
     )
