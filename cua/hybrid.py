@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cua.adapter import Adapter
 from cua.cayley import cayley, skew
-from cua.quantum.blocks import BlockRunner, Execution
+from cua.quantum.blocks import MITIGATIONS, BlockRunner, Execution
 from cua.quantum.jobs import JobRunner
 from cua.quantum.noise import DeviceNoise
 from cua.quantum.plan import DryRun
@@ -51,6 +51,10 @@ class DeviceRunner(BlockRunner):
     ) -> None:
         self.jobs, self.layer, self.kept = jobs, layer, noise is None
         self.order = np.arange(len(q))
+        if importance is not None and (np.shape(importance) != (len(q),) or not np.isfinite(importance).all()):
+            raise ValueError(f"importance: one finite number for each of the {len(q)} blocks; see slice_energies")
+        if mitigation not in MITIGATIONS:
+            raise ValueError(f"unknown mitigation {mitigation!r}; known: {', '.join(MITIGATIONS)}")
         if isinstance(jobs, DryRun):
             mitigation = "none"
         elif importance is not None:
@@ -141,7 +145,7 @@ def run_on_device(
 ) -> AbstractContextManager[None]:
     """Inside this context every block of the adapter runs as jobs on a device, through a journal; signs are read.
 
-    with JobRunner(packed, backend, sampler, "my-run", shots=4096) as jobs, run_on_device(adapter, jobs):
+    with JobRunner(packed, sampler, "my-run", shots=4096) as jobs, run_on_device(adapter, jobs):
         model.generate(...)
 
     Args:
@@ -152,7 +156,7 @@ def run_on_device(
             without running anything, as long as the adapter is in one layer with one stride: what goes into a second
             one depends on what came out of the first.
         importance: of the blocks of each layer and stride, such as :func:`slice_energies`: the more important ones get
-            the better pairs and earlier rounds.
+            the better pairs and earlier rounds.  A run that goes on keeps the deal it began with.
         noise: calibration to mitigate by.  If left out, the device's of the day on which the journal was begun.
 
     Raises:

@@ -45,7 +45,7 @@ def adapted(make_llama):
 
 def jobs_of(packed, folder, noise=None, **options) -> JobRunner:
     shots = options.pop("shots", SHOTS)
-    return JobRunner(packed, packed.backend, EngineSampler(noise), folder, shots, progress=False, **options)
+    return JobRunner(packed, EngineSampler(noise), folder, shots, progress=False, **options)
 
 
 def test_activations_are_those_of_the_exact_blocks_within_shot_noise(adapted, packed, tmp_path):
@@ -97,7 +97,7 @@ def test_an_interrupted_text_goes_on_bit_for_bit(adapted, packed, device, tmp_pa
 
     def write(folder, sampler=None):
         with (
-            JobRunner(packed, device, sampler or EngineSampler(noise), folder, 256, progress=False) as jobs,
+            JobRunner(packed, sampler or EngineSampler(noise), folder, 256, progress=False) as jobs,
             run_on_device(adapter, jobs, "readout+depolarising", slice_energies(adapter, ids)),
         ):
             return model.generate(ids, **options, output_logits=True, return_dict_in_generate=True).logits
@@ -183,6 +183,34 @@ def test_importance_is_of_every_layer_and_stride(make_llama, packed, tmp_path):
             pass
 
 
+@pytest.mark.parametrize("importance", [np.ones(10), np.ones(14), np.full(12, np.nan)])
+def test_importance_is_a_finite_number_for_each_block(rotations, packed, tmp_path, importance):
+    with jobs_of(packed, tmp_path / "run") as jobs:
+        with pytest.raises(ValueError, match="one finite number for each of the 12 blocks"):
+            DeviceRunner(rotations(12), jobs, importance=importance)
+        assert not jobs.journal.find("kept")
+
+
+def test_another_deal_goes_on_with_the_first_one(adapted, packed, tmp_path):
+    model, adapter, ids = adapted
+    outputs = []
+    for importance in (np.arange(8.0), -np.arange(8.0)):
+        with jobs_of(packed, tmp_path / "run") as jobs, run_on_device(adapter, jobs, importance=[importance]):
+            outputs.append(model(ids).logits)
+    assert torch.equal(*outputs)
+    with (
+        jobs_of(packed, tmp_path / "run") as jobs,
+        run_on_device(adapter, jobs),
+        pytest.raises(JournalError, match="the importance of its blocks"),
+    ):
+        model(ids)
+
+
+def test_unknown_mitigation_also_in_a_dry_run(rotations, packed):
+    with pytest.raises(ValueError, match="unknown mitigation 'zne'; known: none, readout, readout"):
+        DeviceRunner(rotations(12), DryRun(packed, 100), "zne")
+
+
 def test_blocks_that_a_device_cannot_read_are_refused_on_entry(make_llama, packed, tmp_path):
     adapter = attach(make_llama(), CUAConfig(target_modules=("v_proj",), layers=(0,), block_size=8))
     with (
@@ -222,7 +250,7 @@ def test_ibms_sampler_in_local_mode_gives_the_same_activations(adapted, device, 
     for name, sampler in samplers.items():
         hook = module.register_forward_hook(lambda _, __, y, name=name: outputs.setdefault(name, y))
         with (
-            JobRunner(packed, device, sampler, tmp_path / name, SHOTS, progress=False) as jobs,
+            JobRunner(packed, sampler, tmp_path / name, SHOTS, progress=False) as jobs,
             run_on_device(adapter, jobs, "readout"),
         ):
             model(ids[:, :4])
@@ -238,7 +266,7 @@ def test_progress_is_shown_only_where_it_is_wanted(adapted, packed, tmp_path, ca
     for progress in (True, False):
         sampler = EngineSampler(None)
         with (
-            JobRunner(packed, packed.backend, sampler, tmp_path / str(progress), 100, progress=progress) as jobs,
+            JobRunner(packed, sampler, tmp_path / str(progress), 100, progress=progress) as jobs,
             run_on_device(adapter, jobs),
         ):
             model(ids)

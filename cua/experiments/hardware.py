@@ -1,8 +1,8 @@
 """A layer of a language model on a simulated processor, through jobs and a journal, as on a real one.
 
 Three questions.  What does it cost to use a pair of qubits several times in a shot?  What does it bring to put the
-blocks that matter on the best pairs?  And does the model still write the same text?  Errors of resets and of idle
-qubits are in the noise.  A seed is that of the adapter's training, of the shots and of random deals.
+blocks that matter on the best pairs?  And does the model still write the same text?  Errors of resets are in the noise, in
+one case those of qubits that wait for slower pairs, too.  A seed is that of the adapter's training, of the shots and of random deals.
 """
 
 import json
@@ -115,7 +115,7 @@ def run() -> dict[str, Any]:
                         for mitigation in MITIGATIONS:  # the second and third read the counts of the first
                             sampler = EngineSampler(noise, seed=int(seed))
                             with (
-                                JobRunner(packed[name], device, sampler, folder, SHOTS) as jobs,
+                                JobRunner(packed[name], sampler, folder, SHOTS) as jobs,
                                 run_on_device(adapter, jobs, mitigation, importance, noise),
                             ):
                                 runs[mitigation] = read(adapter, ids, split, prefix)
@@ -147,8 +147,8 @@ def strengths(adapter: cua.Adapter, packed: PackedCircuit, noise: DeviceNoise, e
     """
     device, n = packed.backend, len(packed.pairs)
     circuit = packed.circuit
-    if errors == "reset_idle":  # delays wherever a qubit waits
-        circuit = generate_preset_pass_manager(0, device, scheduling_method="alap").run(circuit)
+    if errors == "reset_idle":  # as soon as possible: qubits of fast pairs wait after their gates, not before
+        circuit = generate_preset_pass_manager(0, device, scheduling_method="asap").run(circuit)
     (module,) = adapter.modules.values()
     q = np.tile(module.blocks().detach().double().numpy()[:n], (packed.rounds, 1, 1))
     x = np.tile(np.random.default_rng(seed).normal(size=(SLICES, n, 4)), (1, packed.rounds, 1))
@@ -188,7 +188,7 @@ def write(
         with tempfile.TemporaryDirectory() as folder:
             sampler = EngineSampler(noise, seed)
             with (
-                JobRunner(packed, device, sampler, folder, SHOTS, progress=False) as jobs,
+                JobRunner(packed, sampler, folder, SHOTS, progress=False) as jobs,
                 run_on_device(adapter, jobs, MITIGATIONS[-1], energies, noise),
             ):
                 written = adapter.model.generate(prompt, **options)

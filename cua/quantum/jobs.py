@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from qiskit.primitives import BaseSamplerV2
 from qiskit.providers import BackendV2
+from qiskit_ibm_runtime import SamplerV2
 from tqdm.auto import tqdm
 
 from cua.quantum.journal import Journal, JournalError
@@ -29,19 +30,21 @@ from cua.quantum.service import Client, JobFailed, RunStopped
 
 FORMAT = 1
 BLOCK_MAP = "block i: circuit i // n_slots, slot i % n_slots; slot s: round s // n_pairs, pair s % n_pairs"
-ROUNDING = 0.02  # of the largest slice: activations are bfloat16, and threads or machines add them up in another order
+ROUNDING = 0.02  # of the largest slice: threads and machines add up in another order, some in bfloat16
 
 
 class JobRunner:
     """Counts of blocks from a sampler, job by job, through a journal.
 
-    with JobRunner(packed, backend, sampler, "my-run", shots=4096) as jobs, run_on_device(adapter, jobs):
+    with JobRunner(packed, sampler, "my-run", shots=4096) as jobs, run_on_device(adapter, jobs):
         perplexity(model, ids)
 
+    A runner is used once: to go on with a run, or to read it again, make another one with the same journal.
+
     Args:
-        packed: the circuit.
-        backend: where it runs.
-        sampler: IBM's, a local one, or :class:`cua.quantum.sampler.EngineSampler`.
+        packed: the circuit, on the device where it runs.
+        sampler: IBM's executor-based one, or :class:`cua.quantum.sampler.EngineSampler` (on a real backend, too: a
+            rehearsal with today's calibration).
         folder: of the journal.
         shots: of each circuit.
         service: that knows the jobs of ``sampler``; the backend's own if left out.  Without one, as for a fake
@@ -58,8 +61,9 @@ class JobRunner:
         twirls_measurements: whether IBM's sampler flips bits at random before each measurement, and back after it.
 
     Raises:
-        ValueError: for shots that no job carries or that twirling does not divide, a budget that is not positive, or
-            twirled measurements of a circuit with resets, which IBM's client cannot build; before a journal is begun.
+        ValueError: for a sampler of another device, or IBM's old ``SamplerV2``; for shots that no job carries or that
+            twirling does not divide; for a budget that is not positive; for twirled measurements of a circuit with
+            resets, which IBM's client cannot build.  Before a journal is begun.
         JournalError: see :class:`cua.quantum.journal.Journal`.
         RunStopped: if the service does not tell the calibration; before a journal is begun.
     """
@@ -67,7 +71,6 @@ class JobRunner:
     def __init__(
         self,
         packed: PackedCircuit,
-        backend: BackendV2,
         sampler: BaseSamplerV2,
         folder: str | Path,
         shots: int,
@@ -78,6 +81,11 @@ class JobRunner:
         progress: bool = True,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        backend = packed.backend
+        if isinstance(sampler, SamplerV2):
+            raise ValueError("SamplerV2 is deprecated; take qiskit_ibm_runtime.executor_sampler.Sampler")
+        if (named := _device(sampler)) not in (None, backend.name):
+            raise ValueError(f"the sampler is for {named}, the circuit for {backend.name}")
         per_job(shots, max_executions)
         if budget_s is not None and not budget_s > 0:
             raise ValueError(f"budget_s={budget_s}: seconds of a processor, more than 0; None for no limit")
@@ -91,7 +99,9 @@ class JobRunner:
         if (twirled := _twirled_shots(options, shots)) != shots:
             raise ValueError(f"shots={shots}: with this twirling IBM's client makes it {twirled}; take those")
         self.packed, self.backend, self.sampler = packed, backend, sampler
-        self.service = getattr(backend, "service", None) if service is None else service
+        if service is None and hasattr(getattr(sampler, "options", None), "environment"):
+            service = getattr(backend, "service", None)
+        self.service = service
         self.shots, self.budget_s, self.max_executions = shots, budget_s, max_executions
         self.pending, self.progress, self.client = pending, progress, Client(sampler, self.service, sleep)
         self._calls = 0
@@ -114,6 +124,7 @@ class JobRunner:
         self.journal.append("opened", versions=versions, calibrated=self._calibrated)
 
     def __enter__(self) -> "JobRunner":
+        self._check_open()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -136,6 +147,7 @@ class JobRunner:
             RunStopped: if the run cannot go on.
             JournalError: if the journal has another call in this place, or cannot be written.
         """
+        self._check_open()
         call, self._calls = self._calls, self._calls + 1
         step = per_job(self.shots, self.max_executions)
         jobs = -(-len(settings) * len(x) * self.packed.n_circuits(x.shape[1]) // step)
@@ -155,6 +167,13 @@ class JobRunner:
                 self._fetch(call, job, len(parts[job]), *sent[job])
                 bar.update(len(parts[job]))
         return x, list(counts_of_call(self.journal.folder, self.journal.events, call, len(settings), *x.shape[:2]))
+
+    def _check_open(self) -> None:
+        if not self.journal.is_open:
+            raise JournalError(
+                f"this JobRunner is closed; make another one with the journal {self.journal.folder} to go on, or to "
+                "read it again"
+            )
 
     def keep(self, name: str, compute: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
         """An array that the run depends on beside its counts: as recorded under this name, or computed and recorded.
@@ -190,8 +209,9 @@ class JobRunner:
         for old, new in zip(before, (x, q), strict=True):
             if old.shape != new.shape or np.abs(old - new).max() > ROUNDING * np.abs(old).max():
                 raise JournalError(
-                    f"call {call} of {self.journal.folder} had other slices or blocks: the model, the adapter or the "
-                    "text is not the one that the journal was begun with; take another folder"
+                    f"call {call} of {self.journal.folder} had other slices or blocks: the model, the adapter, the "
+                    "importance of its blocks or the text is not the one that the journal was begun with; take another "
+                    "folder"
                 )
         return before[0]
 
@@ -245,6 +265,12 @@ class JobRunner:
             handle = self.client.send(tag, pub)
         self.journal.append("submitted", call=call, job=job, tag=tag, id=handle.job_id())
         return handle, tag
+
+
+def _device(sampler: BaseSamplerV2) -> str | None:
+    """Name of the device that a sampler is for, if it tells."""
+    device = sampler.backend() if callable(getattr(sampler, "backend", None)) else getattr(sampler, "noise", None)
+    return getattr(device, "name", None)
 
 
 def _options(sampler: BaseSamplerV2) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Journal:
             self._lock.acquire()
         except Timeout:
             raise JournalError(
-                f"{self.folder} is in use by another process; wait for it, or take another folder"
+                f"{self.folder} is in use, here or in another process; close it there, or take another folder"
             ) from None
         try:
             self.events = read_events(self.folder, repair=True)
@@ -62,6 +62,11 @@ class Journal:
         except BaseException:
             self._lock.release()
             raise
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this process has the folder."""
+        return self._lock.is_locked
 
     def close(self) -> None:
         """Let other processes use the folder."""

@@ -32,8 +32,8 @@ class PackedCircuit:
         backend: a Heron; the circuit is in its gates and on its qubits and needs no transpilation.
         pairs: disjoint coupled pairs, see :func:`cua.quantum.layout.disjoint_paths`.
         rounds: how often each pair is used in one shot; more than one takes a reset between two uses.
-        resets: how often qubits are reset between two rounds.  A second one corrects most of what the first left
-            in |1>.
+        resets: how often qubits are reset between two rounds.  A second one mends where the first read a 1 as 0, but
+            not where either reads a 0 as 1.
 
     Attributes:
         circuit: on all qubits of the device, with ``6 * n_slots`` parameters.

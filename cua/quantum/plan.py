@@ -89,6 +89,8 @@ class Plan:
         )
 
     def __add__(self, other: "Plan") -> "Plan":
+        if (self.shots, self.shot_s) != (other.shots, other.shot_s):
+            raise ValueError("plans of other shots or another circuit do not add up to one")
         return replace(self, circuits=self.circuits + other.circuits, jobs=self.jobs + other.jobs)
 
     def __str__(self) -> str:
@@ -120,19 +122,30 @@ class DryRun:
 
     Blocks give their exact result, as from infinitely many shots on perfect qubits.
 
+    Args:
+        packed, shots, max_executions: as of the JobRunner.
+        rep_delay_s: delay between two shots, if it is not the device's default.
+
     Attributes:
         plan: of everything so far; ``None`` before the first pass.
     """
 
-    def __init__(self, packed: PackedCircuit, shots: int, rep_delay_s: float | None = None) -> None:
-        self.packed, self.shots, self.rep_delay_s = packed, shots, rep_delay_s
+    def __init__(
+        self,
+        packed: PackedCircuit,
+        shots: int,
+        rep_delay_s: float | None = None,
+        max_executions: int = MAX_EXECUTIONS,
+    ) -> None:
+        self.packed, self.shots, self.rep_delay_s, self.max_executions = packed, shots, rep_delay_s, max_executions
         self.plan: Plan | None = None
 
     def measure(
         self, x: NDArray[np.float64], settings: Sequence[NDArray[np.float64]]
     ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
         """As :meth:`cua.quantum.jobs.JobRunner.measure`, with expected counts."""
-        one = Plan.of(self.packed, x.shape[1], len(x), self.shots, len(settings), self.rep_delay_s)
+        limits = self.rep_delay_s, self.max_executions
+        one = Plan.of(self.packed, x.shape[1], len(x), self.shots, len(settings), *limits)
         self.plan = one if self.plan is None else self.plan + one
         squares = [np.einsum("nij,tnj->tni", q, x) ** 2 + 1e-30 for q in settings]  # for slices that are all zeros
         return x, [1e9 * y / y.sum(-1, keepdims=True) for y in squares]  # a billion shots stand for all

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from qiskit.providers import BackendV2
 
-from cua.quantum.journal import read_array, read_events
+from cua.quantum.journal import JournalError, read_array, read_events
 from cua.quantum.packing import PackedCircuit
 
 
@@ -34,12 +34,15 @@ def read_calls(folder: str | Path) -> list[dict[str, NDArray[Any]]]:
     Returns:
         One dictionary for each pass whose jobs are all done: ``slices`` ``(tokens, n_blocks, 4)``, ``blocks``
         ``(settings, n_blocks, 4, 4)``, ``counts`` ``(settings, tokens, n_blocks, 4)`` in the order of components.
+        Blocks are in the order of their slots; where they were dealt by importance, ``order-LLL.npy`` in the folder
+        names the block of the layer at each place.
 
     Raises:
-        JournalError: if a line or a file is damaged.
+        JournalError: if there is no journal, or a line or a file is damaged.
     """
     folder, calls = Path(folder), []
-    events = read_events(folder)
+    if not (events := read_events(folder)):
+        raise JournalError(f"{folder} holds no journal")
     for line in (line for line in events if line["event"] == "call"):
         x, q = (read_array(folder, line[name]) for name in ("slices", "blocks"))
         done = [e["job"] for e in events if e["event"] == "counts" and e["call"] == line["call"]]

@@ -48,9 +48,9 @@ def work():
 
 
 def runner(work, folder: Path, service: FakeService | None, **options) -> JobRunner:
-    backend, packed, _, _ = work
+    _backend, packed, _, _ = work
     options = {"max_executions": 5 * SHOTS, "sleep": lambda seconds: None} | options
-    return JobRunner(packed, backend, FakeSampler(service), folder / "run", SHOTS, service, **options)
+    return JobRunner(packed, FakeSampler(service), folder / "run", SHOTS, service, **options)
 
 
 def run(work, folder: Path, service: FakeService, **options) -> np.ndarray:
@@ -235,19 +235,37 @@ def test_a_full_disk_stops_the_run_and_loses_nothing(work, tmp_path, undisturbed
     assert n_jobs(tmp_path) == 6
 
 
+OPEN = "import sys; from cua.quantum.journal import Journal; Journal(sys.argv[1], {})"
+
+
 def test_two_processes_on_one_journal(work, tmp_path):
     first = runner(work, tmp_path, FakeService(tmp_path / "server"))
-    with pytest.raises(JournalError, match="in use by another process"):
+    with pytest.raises(JournalError, match="is in use, here or in another process; close it there"):
         runner(work, tmp_path, FakeService(tmp_path / "server"))
+    before = read_events(tmp_path / "run")
+    other = subprocess.run([sys.executable, "-c", OPEN, tmp_path / "run"], capture_output=True, text=True, check=False)
+    assert "is in use, here or in another process" in other.stderr
+    assert read_events(tmp_path / "run") == before
     first.journal.close()
     runner(work, tmp_path, FakeService(tmp_path / "server")).journal.close()
 
 
+def test_a_closed_runner_sends_nothing(work, tmp_path):
+    _, _, x, settings = work
+    with runner(work, tmp_path, FakeService(tmp_path / "server")) as jobs:
+        jobs.measure(x, settings)
+    with pytest.raises(JournalError, match="is closed; make another one with the journal"), jobs:
+        pass
+    with pytest.raises(JournalError, match="is closed"):
+        jobs.measure(x, settings)
+    assert n_jobs(tmp_path) == 3
+
+
 def test_the_journal_of_another_run_is_refused(work, tmp_path):
-    backend, packed, x, settings = work
+    _backend, packed, x, settings = work
     run(work, tmp_path, FakeService(tmp_path / "server"))
     with pytest.raises(JournalError, match=r"another run: shots differ \(shots: 64 there, 32 here\)"):
-        JobRunner(packed, backend, FakeSampler(None), tmp_path / "run", 32, max_executions=5 * SHOTS)
+        JobRunner(packed, FakeSampler(None), tmp_path / "run", 32, max_executions=5 * SHOTS)
     jobs = runner(work, tmp_path, FakeService(tmp_path / "server"))
     with pytest.raises(JournalError, match=r"call 0 .* other slices or blocks"):
         jobs.measure(1.1 * x, settings)
@@ -281,9 +299,9 @@ def test_no_more_is_spent_than_allowed(work, tmp_path):
     ({"shots": 10, "budget_s": 0}, "budget_s=0: seconds of a processor, more than 0"),
 ])  # fmt: skip
 def test_what_makes_no_sense_is_refused_before_a_journal_is_begun(work, tmp_path, options, message):
-    backend, packed, _, _ = work
+    _backend, packed, _, _ = work
     with pytest.raises(ValueError, match=message):
-        JobRunner(packed, backend, FakeSampler(None), tmp_path / "run", **options)
+        JobRunner(packed, FakeSampler(None), tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
@@ -291,8 +309,8 @@ def test_what_ibms_client_cannot_twirl_is_refused(work, tmp_path):
     backend, packed, _, _ = work
     sampler = Sampler(mode=backend, options={"twirling": {"enable_measure": True}})
     with pytest.raises(ValueError, match="a reset follows; switch it off, or take a PackedCircuit with rounds=1"):
-        JobRunner(packed, backend, sampler, tmp_path / "run", SHOTS)
-    with JobRunner(PackedCircuit(backend, packed.pairs), backend, sampler, tmp_path / "run", SHOTS) as jobs:
+        JobRunner(packed, sampler, tmp_path / "run", SHOTS)
+    with JobRunner(PackedCircuit(backend, packed.pairs), sampler, tmp_path / "run", SHOTS) as jobs:
         assert jobs.twirls_measurements
 
 
@@ -300,7 +318,7 @@ def test_the_users_own_tags_stay(work, tmp_path):
     _, _, x, settings = work
     sampler = FakeSampler(FakeService(tmp_path / "server"))
     sampler.options.environment.job_tags = ["thesis"]
-    with JobRunner(work[1], work[0], sampler, tmp_path / "run", SHOTS, sampler.service) as jobs:
+    with JobRunner(work[1], sampler, tmp_path / "run", SHOTS, sampler.service) as jobs:
         jobs.measure(x, settings)
         jobs.measure(-x, settings)
     for path in (tmp_path / "server").glob("*.json"):
@@ -375,6 +393,11 @@ def test_another_process_decodes_the_journal(work, tmp_path, undisturbed):
         assert np.array_equal(out["q"], np.stack(settings))
 
 
+def test_no_journal_to_read(tmp_path):
+    with pytest.raises(JournalError, match="holds no journal"):
+        read_calls(tmp_path / "mistyped")
+
+
 def test_an_unfinished_pass_is_left_out_when_a_journal_is_read(work, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(work, tmp_path, FakeService(tmp_path / "server", once("result", KeyboardInterrupt(), 5)))
@@ -439,7 +462,7 @@ def test_ibms_sampler_in_local_mode(work, tmp_path):
         ("aer", Sampler(mode=backend, options={"simulator": {"seed_simulator": 0}})),
         ("engine", EngineSampler(noise, reset_errors=False)),
     ):
-        with (jobs := JobRunner(packed, backend, sampler, tmp_path / name, shots)).journal:
+        with (jobs := JobRunner(packed, sampler, tmp_path / name, shots)).journal:
             counts.append(np.stack(jobs.measure(x, settings)[1]))
     ours, theirs = counts
     assert (ours.sum(-1) == shots).all()

@@ -20,11 +20,12 @@ from qiskit_ibm_runtime import QiskitRuntimeService, RuntimeJobV2, runtime_job_v
 from qiskit_ibm_runtime.api.session import PostForcelistRetry
 from qiskit_ibm_runtime.executor import Executor
 from qiskit_ibm_runtime.executor_sampler import Sampler
-from qiskit_ibm_runtime.fake_provider import local_service
+from qiskit_ibm_runtime.fake_provider import FakeFez, local_service
 
 from cua.quantum.jobs import JobRunner
 from cua.quantum.journal import read_events
 from cua.quantum.layout import disjoint_paths
+from cua.quantum.noise import DeviceNoise
 from cua.quantum.packing import PackedCircuit
 from cua.quantum.plan import Plan
 from cua.quantum.sampler import EngineSampler
@@ -63,9 +64,13 @@ def connect(server: FakeIBM) -> QiskitRuntimeService:
 
 
 def runner(work, folder: Path, server: FakeIBM, **options) -> JobRunner:
+    fault, server.fault = server.fault, lambda request, served: None
     backend = connect(server).backend("ibm_marrakesh")
+    packed = PackedCircuit(backend, work[0].pairs, work[0].rounds)  # reads the calibration
+    packed.circuit = work[0].circuit  # with the same parameters, to be compared
+    server.fault = fault
     options = {"max_executions": ROWS * SHOTS, "progress": False, "sleep": lambda seconds: None} | options
-    return JobRunner(work[0], backend, Sampler(mode=backend), folder / "run", SHOTS, **options)
+    return JobRunner(packed, Sampler(mode=backend), folder / "run", SHOTS, **options)
 
 
 def run(work, folder: Path, server: FakeIBM, **options) -> np.ndarray:
@@ -77,7 +82,7 @@ def run(work, folder: Path, server: FakeIBM, **options) -> np.ndarray:
 def undisturbed(work, marrakesh, tmp_path_factory) -> np.ndarray:
     """Counts of the server's sampler, asked directly."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    with JobRunner(work[0], marrakesh, EngineSampler(None), folder, SHOTS, max_executions=ROWS * SHOTS) as jobs:
+    with JobRunner(work[0], EngineSampler(None), folder, SHOTS, max_executions=ROWS * SHOTS) as jobs:
         return np.stack(jobs.measure(*work[1:])[1])
 
 
@@ -157,10 +162,11 @@ SETTINGS = {"execution": {"rep_delay": 1e-4}, "max_execution_time": 77, "environ
 
 @pytest.mark.parametrize("options", [{}, SETTINGS])
 def test_a_request_is_what_the_client_makes_of_the_same_pub(work, server, tmp_path, options):
-    packed, x, settings = work
+    _, x, settings = work
     backend = connect(server).backend("ibm_marrakesh")
+    packed = PackedCircuit(backend, work[0].pairs, work[0].rounds)
     sampler = Sampler(mode=backend, options=options)
-    with JobRunner(packed, backend, sampler, tmp_path / "run", SHOTS, progress=False) as jobs:
+    with JobRunner(packed, sampler, tmp_path / "run", SHOTS, progress=False) as jobs:
         jobs.measure(x, settings)
     rows = np.concatenate([packed.angles(x, q).reshape(2, -1) for q in settings])
     direct = Sampler(mode=backend, options=options)
@@ -211,7 +217,7 @@ def test_twirled_measurements_come_back_as_they_were(work, server, tmp_path):
     twirling = {"enable_measure": True, "num_randomizations": 40, "shots_per_randomization": 100}
     sampler = Sampler(mode=backend, options={"twirling": twirling})
     packed = PackedCircuit(backend, packed.pairs)
-    with JobRunner(packed, backend, sampler, tmp_path / "run", shots, progress=False) as jobs:
+    with JobRunner(packed, sampler, tmp_path / "run", shots, progress=False) as jobs:
         (counts,) = jobs.measure(x, [q])[1]
     (item,) = server.jobs[0].program().items
     assert item.shape == (40, 4)
@@ -229,9 +235,9 @@ def test_shots_that_the_client_would_change_are_refused(work, marrakesh, tmp_pat
     packed = PackedCircuit(marrakesh, work[0].pairs)
     sampler = Sampler(mode=marrakesh, options={"twirling": twirling})
     with pytest.raises(ValueError, match=rf"shots={shots}: .*IBM's client makes it {made}; take those"):
-        JobRunner(packed, marrakesh, sampler, tmp_path / "run", shots)
+        JobRunner(packed, sampler, tmp_path / "run", shots)
     assert not (tmp_path / "run").exists()
-    JobRunner(packed, marrakesh, sampler, tmp_path / "run", made).journal.close()
+    JobRunner(packed, sampler, tmp_path / "run", made).journal.close()
 
 
 def test_a_dry_run_asks_for_the_same_on_another_backend(work, server):
@@ -287,13 +293,6 @@ def test_a_service_that_stays_away_stops_the_run_and_a_later_one_goes_on(work, s
     server.fault = times(0, "", 0)
     assert np.array_equal(run(work, tmp_path, server), undisturbed)
     assert len(server.jobs) == 2
-
-
-def test_no_journal_is_begun_without_the_service(work, server, tmp_path):
-    server.fault = times(-1, "GET /backends/.*/properties", DROP)
-    with pytest.raises(RunStopped, match="the calibration of ibm_marrakesh: no answer after 6 tries"):
-        runner(work, tmp_path, server)
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("number", "state", "reason"), [
@@ -408,13 +407,15 @@ def test_the_steps_of_the_page_for_account_holders(server, tmp_path, monkeypatch
     page = (Path(__file__).parents[2] / "book" / "real_device.md").read_text()
     steps = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(steps) == 2
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", lambda: connect(server))
     said = []
     for _ in range(2):
         exec("\n".join(steps), {})
         said.append(capsys.readouterr().out.splitlines())
-    assert len(server.jobs) == 1
+    (job,) = server.jobs
+    assert len(job.program().items[0].circuit_arguments) == 32, "as planned"
+    assert (tmp_path / "cua-runs" / "first" / "journal.jsonl").exists()
     assert said[0] == said[1]
     plan, exact, device, spent = said[0]
     assert plan.startswith("32 circuits x 1,024 shots, 1 job: 10.9 s")
@@ -435,3 +436,23 @@ def test_the_table_of_the_page_follows_from_the_plan(marrakesh):
         jobs = 24 if "job" in job_each else 1
         assert plan.circuits == int(circuits)
         assert int(seconds) == round(replace(plan, jobs=jobs).qpu_s)
+
+
+def test_a_rehearsal_on_a_real_backend_sends_nothing(work, server, tmp_path, undisturbed):
+    """Our simulator with the device's own calibration."""
+    _, x, settings = work
+    backend = connect(server).backend("ibm_marrakesh")
+    packed = PackedCircuit(backend, work[0].pairs, work[0].rounds)
+    options = {"max_executions": ROWS * SHOTS, "progress": False}
+    with JobRunner(packed, EngineSampler(None), tmp_path / "run", SHOTS, **options) as jobs:
+        assert np.array_equal(np.stack(jobs.measure(x, settings)[1]), undisturbed)
+    assert not server.jobs
+
+
+def test_the_samplers_of_other_devices_and_of_old_are_refused(work, marrakesh, tmp_path):
+    for sampler in (Sampler(mode=FakeFez()), EngineSampler(DeviceNoise(FakeFez()))):
+        with pytest.raises(ValueError, match="the sampler is for fake_fez, the circuit for fake_marrakesh"):
+            JobRunner(work[0], sampler, tmp_path / "run", SHOTS)
+    with pytest.raises(ValueError, match=r"deprecated; take qiskit_ibm_runtime\.executor_sampler.Sampler"):
+        JobRunner(work[0], object.__new__(qiskit_ibm_runtime.SamplerV2), tmp_path / "run", SHOTS)
+    assert not (tmp_path / "run").exists()
