@@ -1,8 +1,9 @@
 """A layer of a language model on a simulated processor, through jobs and a journal, as on a real one.
 
 Three questions.  What does it cost to use a pair of qubits several times in a shot?  What does it bring to put the
-blocks that matter on the best pairs?  And does the model still write the same text?  Errors of resets are in the noise, in
-one case those of qubits that wait for slower pairs, too.  A seed is that of the adapter's training, of the shots and of random deals.
+blocks that matter on the best pairs?  And does the model still write the same text?  Errors of resets are in the noise,
+in one case also those of qubits that wait for slower pairs.  A seed is that of the adapter's training, of the shots and
+of random deals.
 """
 
 import json

@@ -58,6 +58,13 @@ def test_a_token_of_llama_in_five_seconds(packings):
     assert halves.qpu_s == pytest.approx(plan.qpu_s)
 
 
+def test_a_token_of_llama_in_five_seconds_on_good_pairs_only(marrakesh):
+    """Fewer pairs, more rounds: the wait between two shots is most of the time."""
+    packed = PackedCircuit(marrakesh, disjoint_paths(marrakesh, 2, cutoff=5), rounds=19)
+    assert packed.n_slots >= 1024
+    assert Plan.of(packed, n_blocks=1024, tokens=1, shots=8192, settings=1).qpu_s < 5
+
+
 def test_the_papers_circuits_are_those_of_64_pairs():
     """83 tokens, 1,024 blocks: 1,328 circuits if 64 blocks run side by side."""
     assert 83 * -(-1024 // 64) == 1328
