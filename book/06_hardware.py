@@ -167,8 +167,8 @@ recorded = load_result("hardware")["headline"]
 for errors, label in (("measurement", "perfect resets"), ("reset", "resets that err"), ("reset_idle", "and waits")):
     first = quote(recorded[f"strength_first_1_resets_{errors}"])
     one, two = (quote(recorded[f"strength_later_{resets}_resets_{errors}"]) for resets in (1, 2))
-    print(f"{label:15} first round {first}")
-    print(f"{'':15} later, one reset {one}, two resets {two}")
+    print(f"{label}: first round {first}")
+    print(f"    later rounds, one reset {one}, two {two}")
 
 # %% [markdown]
 # ## Which block where
@@ -208,7 +208,7 @@ for packing, mitigation in product(packings, ("none", "readout", "readout_depola
     gain = quote(recorded[f"deal_gain_{packing}_{mitigation}"], 1)
     penalties = (recorded[f"penalty_{packing}_{deal}_{mitigation}"] for deal in ("random", "importance"))
     print(f"{packing}, mitigation {mitigation}: error {gain} times smaller")
-    print("    penalty at random, by importance:", ", ".join(map(quote, penalties)))
+    print("    penalty: random {}, importance {}".format(*map(quote, penalties)))
 
 # %% [markdown]
 # Perplexity hardly feels any of it: on these four windows no penalty can be told from zero. But then it is a blunt instrument

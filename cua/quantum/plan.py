@@ -98,7 +98,7 @@ class Plan:
             f"{n:,} {word}{'s' * (n > 1)}" for n, word in ((self.circuits, "circuit"), (self.jobs, "job"))
         )
         share = 100 * self.qpu_s / OPEN_PLAN_S
-        seconds = f"{self.qpu_s:.1f} s of a QPU, {share:.1f} % of the free 10 minutes"
+        seconds = f"{self.qpu_s:.1f} s of a QPU, {share:.1f} % of the Open Plan"
         return f"{circuits} x {self.shots:,} shots, {jobs}: {seconds}"
 
 

@@ -135,4 +135,4 @@ def test_a_dry_run_adds_up_the_passes_and_gives_exact_results(packings):
         dry.plan + Plan.of(packings[1], 144, 1, 1000)
     assert DryRun(packings[3], 1000, max_executions=20_000).measure(x, [q, q])
     assert (dry.plan.circuits, dry.plan.jobs, dry.plan.shots) == (84, 3, 1000)
-    assert "84 circuits x 1,000 shots, 3 jobs: 28.4 s of a QPU, 4.7 % of the free 10 minutes" in str(dry.plan)
+    assert "84 circuits x 1,000 shots, 3 jobs: 28.4 s of a QPU, 4.7 % of the Open Plan" in str(dry.plan)
