@@ -18,6 +18,7 @@ from cua.adapter import Adapter
 from cua.cayley import cayley, skew
 from cua.quantum.blocks import MITIGATIONS, BlockRunner, Execution
 from cua.quantum.jobs import JobRunner
+from cua.quantum.mitigation import reset_response
 from cua.quantum.noise import DeviceNoise
 from cua.quantum.plan import DryRun
 
@@ -79,10 +80,7 @@ class DeviceRunner(BlockRunner):
         """|00> in the first round; later what a reset makes of outcomes that were all equally likely."""
         packed, noise = self.jobs.packed, self.execution.noise
         round_ = np.arange(len(self.q)) % packed.n_slots // len(packed.pairs)
-        later = [
-            np.kron(*(np.linalg.matrix_power(noise.reset_matrix(qubit), packed.resets) for qubit in reversed(pair)))
-            for pair in self.places
-        ]
+        later = [reset_response(noise, pair, packed.resets) for pair in self.places]
         return np.where(round_[:, None] > 0, np.stack(later).mean(-1), np.eye(4)[0])
 
     def _inverse(self, setting: int) -> NDArray[np.float64] | None:

@@ -6,11 +6,10 @@ in one case also those of qubits that wait for slower pairs.  A seed is that of 
 of random deals.
 """
 
-import json
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 
 import cua
 from cua.experiments.protocol import Bench, mean_interval, percent_change, run_of
-from cua.experiments.record import ADAPTERS, Record, point
+from cua.experiments.record import ADAPTERS, Record, adapter_digests, point
 from cua.experiments.v_proj import BOUNDED
 from cua.hybrid import run_on_device, slice_energies
 from cua.llm.evaluate import perplexity
@@ -55,9 +54,7 @@ def run() -> dict[str, Any]:
         FileNotFoundError: if an adapter is missing, naming the experiment that trains it.
     """
     folders = [f"{BOUNDED.name}/exact-seed{seed}" for seed in SEEDS]
-    for folder in folders:
-        if not (ADAPTERS / folder).is_dir():
-            raise FileNotFoundError(f"{folder} has no adapter; train it with: python -m cua.experiments {BOUNDED.name}")
+    adapters = adapter_digests(folders, ADAPTERS)
     device = FakeMarrakesh()
     noise = DeviceNoise(device, asymmetric_readout=True)
     pairs = disjoint_paths(device, 2, limit=PAIRS, cutoff=CUTOFF)
@@ -78,10 +75,7 @@ def run() -> dict[str, Any]:
                 "prompts": picks[PROMPTS].tolist(),
                 "prompt_tokens": PROMPT_TOKENS,
                 "new_tokens": NEW_TOKENS,
-                "adapters_sha256": {
-                    folder: json.loads((ADAPTERS / folder / "adapter.json").read_text())["safetensors_sha256"]
-                    for folder in folders
-                },
+                "adapters_sha256": adapters,
             },
             "seeds": SEEDS,
             "model": identity(bench.model),
@@ -106,25 +100,12 @@ def run() -> dict[str, Any]:
             else:
                 energies = slice_energies(adapter, bench.tokens["train"][:2])
                 if kind == "text":
-                    measured = write(adapter, packed["3_rounds_2_resets"], device, noise, energies, prompts, int(seed))
+                    measured = write(adapter, packed["3_rounds_2_resets"], noise, energies, prompts, int(seed))
                 else:
                     name, deal = which
                     rng = np.random.default_rng(int(seed))
                     importance = [rng.random(len(e)) for e in energies] if deal == "random" else energies
-                    runs = {"exact": read(adapter, ids, split, prefix)}
-                    with tempfile.TemporaryDirectory() as folder:
-                        for mitigation in MITIGATIONS:  # the second and third read the counts of the first
-                            sampler = EngineSampler(noise, seed=int(seed))
-                            with (
-                                JobRunner(packed[name], sampler, folder, SHOTS) as jobs,
-                                run_on_device(adapter, jobs, mitigation, importance, noise),
-                            ):
-                                runs[mitigation] = read(adapter, ids, split, prefix)
-                    exact = runs["exact"].pop("output")
-                    for mitigation in MITIGATIONS:
-                        off = (runs[mitigation].pop("output") - exact).square().sum(1) / exact.square().sum(1)
-                        runs[mitigation]["output_error"] = off.mean().item()
-                    measured = runs
+                    measured = mitigated(adapter, packed[name], noise, importance, (ids, split, prefix), int(seed))
         record.add(key, measured, time.perf_counter() - started)
     if not record.has(*work):
         return record.result
@@ -161,13 +142,35 @@ def strengths(adapter: cua.Adapter, packed: PackedCircuit, noise: DeviceNoise, e
     return [round(float(s), 5) for s in np.reshape(by_slot, (packed.rounds, n)).mean(1)]
 
 
+def mitigated(
+    adapter: cua.Adapter,
+    packed: PackedCircuit,
+    noise: DeviceNoise,
+    importance: list[NDArray[np.float64]],
+    text: tuple[Tensor, SplitModel, Tensor],
+    seed: int,
+) -> dict[str, Any]:
+    """Perplexity, exact and with each mitigation of the same counts; and the relative error of the layer's output."""
+    runs = {"exact": read(adapter, *text)}
+    with tempfile.TemporaryDirectory() as folder:
+        for mitigation in MITIGATIONS:  # the second and third read the counts of the first
+            with (
+                JobRunner(packed, EngineSampler(noise, seed), folder, SHOTS) as jobs,
+                run_on_device(adapter, jobs, mitigation, importance, noise),
+            ):
+                runs[mitigation] = read(adapter, *text)
+    exact = runs["exact"].pop("output")
+    for mitigation in MITIGATIONS:
+        off = (runs[mitigation].pop("output") - exact).square().sum(1) / exact.square().sum(1)
+        runs[mitigation]["output_error"] = off.mean().item()
+    return runs
+
+
 def read(adapter: cua.Adapter, ids: Tensor, split: SplitModel, prefix: Tensor) -> dict[str, Any]:
     """Perplexity, and what comes out of the adapted layer, ``(tokens, width)``."""
     outputs: list[Tensor] = []
-    with ExitStack() as stack:
-        (module,) = adapter.modules.values()
-        hook = module.register_forward_hook(lambda _, __, y: outputs.append(y.detach().double().flatten(0, -2)))
-        stack.callback(hook.remove)
+    (module,) = adapter.modules.values()
+    with module.register_forward_hook(lambda _, __, y: outputs.append(y.detach().double().flatten(0, -2))):
         measured = perplexity(adapter.model, ids, split=split, prefix=prefix)
     return run_of(measured) | {"output": torch.cat(outputs)}
 
@@ -175,7 +178,6 @@ def read(adapter: cua.Adapter, ids: Tensor, split: SplitModel, prefix: Tensor) -
 def write(
     adapter: cua.Adapter,
     packed: PackedCircuit,
-    device: Any,
     noise: DeviceNoise,
     energies: list[NDArray[np.float64]],
     prompts: Tensor,

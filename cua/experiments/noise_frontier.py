@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 import cua
 from cua.experiments.protocol import Bench, change_over_text, mean_interval, percent_change, run_of
-from cua.experiments.record import ADAPTERS, Record
+from cua.experiments.record import ADAPTERS, Record, adapter_digests
 from cua.experiments.v_proj import BOUNDED, ONE_LAYER
 from cua.hybrid import run_on_circuits
 from cua.llm.evaluate import perplexity
@@ -115,12 +115,7 @@ def run() -> dict[str, Any]:
         FileNotFoundError: if an adapter is missing, naming the experiment that trains it.
     """
     folders = {blocks: [f"{path}-seed{seed}" for seed in SEEDS] for blocks, path in TRAINED.items()}
-    paths = [path for seeds in folders.values() for path in seeds]
-    if missing := [path for path in paths if not (ADAPTERS / path).is_dir()]:
-        names = sorted({path.partition("/")[0] for path in missing})
-        raise FileNotFoundError(
-            f"{missing[0]} has no adapter; train it with: python -m cua.experiments {' '.join(names)}"
-        )
+    adapters = adapter_digests((path for seeds in folders.values() for path in seeds), ADAPTERS)
     backends = {name: getattr(fake_provider, cls)() for name, cls in DEVICES.items()}
     noises = {name: DeviceNoise(backend) for name, backend in backends.items()}
     places = {(name, n): disjoint_paths(backends[name], n, cutoff=CUTOFF) for name in backends for n in (1, 2, 3, 4)}
@@ -142,10 +137,7 @@ def run() -> dict[str, Any]:
                 "devices": DEVICES,
                 "chains_sha256": digests,
                 "adapters": folders,
-                "adapters_sha256": {
-                    path: json.loads((ADAPTERS / path / "adapter.json").read_text())["safetensors_sha256"]
-                    for path in paths
-                },
+                "adapters_sha256": adapters,
             },
             "seeds": SEEDS,
             "model": identity(bench.model),

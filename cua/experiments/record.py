@@ -101,6 +101,21 @@ def load_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def adapter_digests(paths: Iterable[str], folder: Path = ADAPTERS) -> dict[str, str]:
+    """SHA-256 of the parameters of trained adapters, by their paths ``EXPERIMENT/NAME``.
+
+    Raises:
+        FileNotFoundError: if one is missing, naming the experiments that train what is.
+    """
+    paths = list(paths)
+    if missing := [path for path in paths if not (folder / path).is_dir()]:
+        names = sorted({path.partition("/")[0] for path in missing})
+        raise FileNotFoundError(
+            f"{missing[0]} has no adapter; train it with: python -m cua.experiments {' '.join(names)}"
+        )
+    return {path: json.loads((folder / path / "adapter.json").read_text())["safetensors_sha256"] for path in paths}
+
+
 def point(value: float, unit: str) -> dict[str, Any]:
     """A headline number without an interval."""
     return {"value": value, "low": None, "high": None, "unit": unit}

@@ -98,13 +98,13 @@ class JobRunner:
             )
         if (twirled := _twirled_shots(options, shots)) != shots:
             raise ValueError(f"shots={shots}: with this twirling IBM's client makes it {twirled}; take those")
-        self.packed, self.backend, self.sampler = packed, backend, sampler
+        self.packed, self.backend = packed, backend
         if service is None and hasattr(getattr(sampler, "options", None), "environment"):
             service = getattr(backend, "service", None)
         self.service = service
         self.shots, self.budget_s, self.max_executions = shots, budget_s, max_executions
         self.pending, self.progress, self.client = pending, progress, Client(sampler, self.service, sleep)
-        self._calls = 0
+        self._calls, self._rep_delay_s = 0, options.get("execution", {}).get("rep_delay")
         header = {
             "format": FORMAT,
             "device": backend.name,
@@ -152,21 +152,25 @@ class JobRunner:
         step = per_job(self.shots, self.max_executions)
         jobs = -(-len(settings) * len(x) * self.packed.n_circuits(x.shape[1]) // step)
         x = self._announced(call, x, np.stack(settings), jobs)
-        rows = np.concatenate([self.packed.angles(x, q).reshape(-1, 6 * self.packed.n_slots) for q in settings])
-        parts = [rows[begin : begin + step] for begin in range(0, len(rows), step)]
-        left = [job for job in range(len(parts)) if not self.journal.find("counts", call=call, job=job)]
-        self._within_budget(sum(len(parts[job]) for job in left), len(left))
+        if left := [job for job in range(jobs) if not self.journal.find("counts", call=call, job=job)]:
+            rows = np.concatenate([self.packed.angles(x, q).reshape(-1, 6 * self.packed.n_slots) for q in settings])
+            self._run(call, [rows[job * step : (job + 1) * step] for job in range(jobs)], left)
+        return x, list(counts_of_call(self.journal.folder, self.journal.events, call, len(settings), *x.shape[:2]))
+
+    def _run(self, call: int, parts: list[NDArray[np.float64]], left: list[int]) -> None:
+        """Send the jobs of a pass that are left, a few ahead of the one that is waited for, and record their counts."""
+        circuits = sum(len(parts[job]) for job in left)
+        self._within_budget(circuits, len(left))
         sent: dict[int, tuple[Any, str]] = {}
-        silent = not (self.progress and left)
-        with tqdm(total=len(rows), desc=f"pass {call}", unit="circuit", leave=False, disable=silent) as bar:
-            bar.update(len(rows) - sum(len(parts[job]) for job in left))
+        total, silent = sum(map(len, parts)), not self.progress
+        with tqdm(total=total, desc=f"pass {call}", unit="circuit", leave=False, disable=silent) as bar:
+            bar.update(total - circuits)
             for i, job in enumerate(left):
                 for ahead in left[i : i + self.pending]:
                     if ahead not in sent:
                         sent[ahead] = self._sent(call, ahead, parts[ahead])
                 self._fetch(call, job, len(parts[job]), *sent[job])
                 bar.update(len(parts[job]))
-        return x, list(counts_of_call(self.journal.folder, self.journal.events, call, len(settings), *x.shape[:2]))
 
     def _check_open(self) -> None:
         if not self.journal.is_open:
@@ -189,11 +193,10 @@ class JobRunner:
         return sum(line["usage_s"] for event in ("counts", "failed") for line in self.journal.find(event))
 
     def _plan(self, circuits: int, jobs: int) -> Plan:
-        rep_delay_s = _options(self.sampler).get("execution", {}).get("rep_delay")
-        return Plan(circuits, self.shots, jobs, self.packed.shot_s(rep_delay_s))
+        return Plan(circuits, self.shots, jobs, self.packed.shot_s(self._rep_delay_s))
 
     def _within_budget(self, circuits: int, jobs: int) -> None:
-        if self.budget_s is not None and circuits:
+        if self.budget_s is not None:
             try:
                 self._plan(circuits, jobs).check(self.budget_s, self.spent_s())
             except ValueError as error:
@@ -278,7 +281,7 @@ def _options(sampler: BaseSamplerV2) -> dict[str, Any]:
     options = getattr(sampler, "options", None)
     if not hasattr(options, "model_dump"):
         return {}
-    return {key: options.model_dump(mode="json")[key] for key in ("dynamical_decoupling", "twirling", "execution")}
+    return options.model_dump(mode="json", include={"dynamical_decoupling", "twirling", "execution"})
 
 
 def _twirled_shots(options: dict[str, Any], shots: int) -> int:

@@ -87,16 +87,17 @@ def path_error(backend: BackendV2, path: tuple[int, ...]) -> float:
     """
     edges = [((a, b), (b, a)) for a, b in pairwise(path)]
     errors = {
-        "cz": [max(_error(backend, "cz", edge) for edge in both if edge in backend.target["cz"]) for both in edges],
-        "sx": [_error(backend, "sx", (qubit,)) for qubit in path],
-        "measure": [_error(backend, "measure", (qubit,)) for qubit in path],
+        "cz": [max(gate_error(backend, "cz", edge) for edge in both if edge in backend.target["cz"]) for both in edges],
+        "sx": [gate_error(backend, "sx", (qubit,)) for qubit in path],
+        "measure": [gate_error(backend, "measure", (qubit,)) for qubit in path],
     }
     return 1 - math.prod(
         (1 - e) ** times for name, times in (("cz", 2), ("sx", 4), ("measure", 1)) for e in errors[name]
     )
 
 
-def _error(backend: BackendV2, name: str, qubits: tuple[int, ...]) -> float:
+def gate_error(backend: BackendV2, name: str, qubits: tuple[int, ...]) -> float:
+    """Calibrated error of a gate or measurement; 0 where the calibration gives none."""
     properties = backend.target[name][qubits]
     return properties.error if properties and properties.error is not None else 0.0
 
@@ -104,7 +105,7 @@ def _error(backend: BackendV2, name: str, qubits: tuple[int, ...]) -> float:
 def _costs(backend: BackendV2, name: str, cutoff: float | None) -> dict[tuple[int, ...], float]:
     """-log(1 - error) of a gate wherever it can be used; 0 where the calibration gives no error."""
     useless = 0.5 if name == "measure" else 1.0
-    errors = {tuple(qubits): _error(backend, name, qubits) for qubits in backend.target[name]}
+    errors = {tuple(qubits): gate_error(backend, name, qubits) for qubits in backend.target[name]}
     most = useless if cutoff is None else cutoff * median(errors.values())
     return {qubits: -math.log1p(-error) for qubits, error in errors.items() if error < useless and error <= most}
 

@@ -24,6 +24,14 @@ def readout_response(noise: DeviceNoise, place: tuple[int, ...], bits: list[int]
     return response
 
 
+def reset_response(noise: DeviceNoise, place: tuple[int, ...], resets: int) -> NDArray[np.float64]:
+    """[after, before] of so many resets of every qubit of ``place``, ``(2^n, 2^n)``; the first is the lowest bit."""
+    response = np.ones((1, 1))
+    for qubit in place:
+        response = np.kron(np.linalg.matrix_power(noise.reset_matrix(qubit), resets), response)
+    return response
+
+
 def depolarising_strength(noisy: NDArray[np.float64], ideal: NDArray[np.float64]) -> float:
     """The s that fits p_noisy = (1 - s) p_ideal + s/2^n best, by least squares over circuits.
 

@@ -19,7 +19,7 @@ from qiskit.primitives import BitArray, DataBin
 from qiskit.providers import BackendV2
 
 from cua.quantum.circuits import SUPERDENSE_OUTCOMES, superdense_angles, superdense_template
-from cua.quantum.layout import path_error
+from cua.quantum.layout import gate_error, path_error
 from cua.quantum.noise import check_gates
 
 REP_DELAY_S = 250e-6  # between two shots: the default of every Heron, taken for a device that names none
@@ -62,7 +62,7 @@ class PackedCircuit:
             raise ValueError(f"{backend.name} has no reset, so a pair can be used only once in a shot")
         self.backend = backend
         first = np.array([path_error(backend, pair) for pair in self.pairs])
-        works = [1 - (backend.target["measure"][(qubit,)].error or 0.0) for qubit in used]
+        works = [1 - gate_error(backend, "measure", (qubit,)) for qubit in used]
         later = 1 - (1 - first) * np.array(works).reshape(-1, 2).prod(1)
         self.slot_errors = np.concatenate([first, *[later] * (rounds - 1)])
         template = superdense_template()

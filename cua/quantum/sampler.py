@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
 from hashlib import sha256
 from math import prod
 
@@ -24,6 +23,7 @@ from qiskit.primitives import (
 from qiskit.primitives.containers.sampler_pub import SamplerPub
 
 from cua.quantum.engine import NoisyCircuit
+from cua.quantum.mitigation import readout_response, reset_response
 from cua.quantum.noise import DeviceNoise
 
 CHUNK_SHOTS = 1 << 22  # shots drawn at a time
@@ -91,8 +91,9 @@ class EngineSampler(BaseSamplerV2):
                 seen = part.circuit.probabilities(angles, start=start).numpy()
                 seen = seen.reshape(len(part.places), len(rows), -1)
                 self._draw(part, seen, pub.shots, outcomes, rng)
-                for place, p in zip(part.places, seen, strict=True):
-                    before[place] = p @ np.linalg.inv(self._response(place)).T
+                if self.noise is not None and self.reset_errors:
+                    for place, p in zip(part.places, seen, strict=True):
+                        before[place] = p @ np.linalg.inv(readout_response(self.noise, place)).T
         data = {}
         for register in pub.circuit.cregs:
             packed = np.moveaxis(outcomes[register.name][:, ::-1], 1, -1)  # the last byte holds the lowest bits
@@ -124,24 +125,15 @@ class EngineSampler(BaseSamplerV2):
         self, part: _Part, before: dict[tuple[int, ...], NDArray[np.float64]], n_rows: int
     ) -> NDArray[np.float64] | None:
         """What state the qubits of a part start in, ``(n_places, n_rows, 2^n)``."""
-        known = [place in before for place in part.places]
-        if not any(known) or not self.reset_errors or self.noise is None:
+        if not any(place in before for place in part.places):
             return None
         ground = np.eye(2**part.circuit.n_qubits)[:1].repeat(n_rows, 0)
         return np.stack(
-            [before[place] @ self._reset(place, part.resets).T if place in before else ground for place in part.places]
+            [
+                before[place] @ reset_response(self.noise, place, part.resets).T if place in before else ground
+                for place in part.places
+            ]
         )
-
-    def _reset(self, place: tuple[int, ...], times: int) -> NDArray[np.float64]:
-        """[after, before] of so many resets of every qubit, ``(2^n, 2^n)``."""
-        matrices = (np.linalg.matrix_power(self.noise.reset_matrix(qubit), times) for qubit in place)
-        return reduce(lambda low, high: np.kron(high, low), matrices)
-
-    def _response(self, place: tuple[int, ...]) -> NDArray[np.float64]:
-        matrix = np.ones((1, 1))
-        for qubit in place:
-            matrix = np.kron(np.eye(2) if self.noise is None else self.noise.assignment_matrix(qubit), matrix)
-        return matrix
 
     def _program(self, circuit: QuantumCircuit) -> list[list[_Part]]:
         """Parts of a circuit by round; kept, as taking apart the circuit of a whole device takes a second."""
@@ -170,7 +162,7 @@ def _parts(circuit: QuantumCircuit, noise: DeviceNoise | None) -> list[list[_Par
             round_of.update(used & set(qubits))
             used -= set(qubits)
             working -= set(qubits)
-            resets.update([(qubits[0], round_of[qubits[0]])])
+            resets[qubits[0], round_of[qubits[0]]] += 1
             continue
         place = place_of[qubits[0]]
         if len({round_of[qubit] for qubit in qubits}) > 1:
