@@ -240,17 +240,18 @@ def test_ibms_sampler_in_local_mode_gives_the_same_activations(adapted, device, 
     perfect."""
     model, adapter, ids = adapted
     packed = PackedCircuit(device, [(0, 1), (2, 3), (5, 4)])
+    seeded = {"simulator": {"seed_simulator": 0}}
     samplers = {
         "engine": EngineSampler(DeviceNoise(device)),
-        "plain": Sampler(mode=device, options={"simulator": {"seed_simulator": 0}}),
-        "twirled": Sampler(mode=device, options={"twirling": {"enable_gates": True, "enable_measure": True}}),
-        "decoupled": Sampler(mode=device, options={"dynamical_decoupling": {"enable": True}}),
+        "plain": Sampler(mode=device, options=seeded),
+        "twirled": Sampler(mode=device, options=seeded | {"twirling": {"enable_gates": True, "enable_measure": True}}),
+        "decoupled": Sampler(mode=device, options=seeded | {"dynamical_decoupling": {"enable": True}}),
     }
     outputs, (module,) = {}, adapter.modules.values()
     for name, sampler in samplers.items():
         hook = module.register_forward_hook(lambda _, __, y, name=name: outputs.setdefault(name, y))
         with (
-            JobRunner(packed, sampler, tmp_path / name, SHOTS, progress=False) as jobs,
+            JobRunner(packed, sampler, tmp_path / name, 4 * SHOTS, progress=False) as jobs,
             run_on_device(adapter, jobs, "readout"),
         ):
             model(ids[:, :4])
