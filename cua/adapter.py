@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cua.cayley import cayley, skew
-from cua.config import CUAConfig, layer_number, matching_layers, theta_shape
+from cua.config import CUAConfig, check_groups, layer_number, matching_layers, theta_shape
 from cua.readout import READOUTS, apply_blocks
 
 
@@ -26,13 +26,15 @@ class CayleyLinear(nn.Module):
     Args:
         base_layer: the layer to wrap; its weights are used as they are.
         config: side, block size and readout.
+        groups: int64 ``(n_blocks, b)``, the components that each block turns; no component twice.  The others pass
+            through.  ``None``: all components in their order, by the config's strides.
 
     ``theta`` has shape ``(n_blocks, b(b-1)/2)`` and starts at zero, so that Q = I and the wrapped layer computes
     what the base layer does, bit for bit.  It is float32 (float64 for a float64 layer) whatever the base dtype;
     activations are rotated in that precision and cast back.
     """
 
-    def __init__(self, base_layer: nn.Linear, config: CUAConfig) -> None:
+    def __init__(self, base_layer: nn.Linear, config: CUAConfig, groups: Tensor | None = None) -> None:
         super().__init__()
         self.base_layer, self.config, self.enabled = base_layer, config, True
         # Readouts that run the blocks of each stride somewhere else, see cua.hybrid.
@@ -42,7 +44,8 @@ class CayleyLinear(nn.Module):
         hook = getattr(base_layer, "_hf_hook", None)
         device = getattr(hook, "execution_device", None) if weight.is_meta and hook is not None else weight.device
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        self.theta = nn.Parameter(torch.zeros(theta_shape(base_layer, config), dtype=dtype, device=device))
+        self.theta = nn.Parameter(torch.zeros(theta_shape(base_layer, config, groups), dtype=dtype, device=device))
+        self.register_buffer("groups", None if groups is None else groups.to(device), persistent=False)
 
     def blocks(self) -> Tensor:
         """The orthogonal blocks Q, ``(n_blocks, b, b)``, those of the first stride first."""
@@ -61,11 +64,19 @@ class CayleyLinear(nn.Module):
         return self._rotate(self.base_layer(x))
 
     def _rotate(self, x: Tensor) -> Tensor:
-        y = x.to(self.theta.dtype)
+        y = self.take(x).to(self.theta.dtype)
         for i, layer in enumerate(self.blocks_by_stride()):
             read = self.executors[i] if self.executors else READOUTS[self.config.readout]
             y = apply_blocks(y, [layer], read)
-        return y.to(x.dtype)
+        return self.put(x, y.to(x.dtype))
+
+    def take(self, x: Tensor) -> Tensor:
+        """The components of ``x``, ``(..., width)``, that the blocks turn, one block after another."""
+        return x if self.groups is None else x[..., self.groups.flatten()]
+
+    def put(self, x: Tensor, turned: Tensor) -> Tensor:
+        """``x`` with what :meth:`take` gave replaced by ``turned``; a new tensor."""
+        return turned if self.groups is None else x.index_copy(-1, self.groups.flatten(), turned)
 
 
 class Adapter:
@@ -142,13 +153,16 @@ class Adapter:
                 raise ValueError(f"{name}: its weight is shared with another layer, which merging would change too")
         for module in self.modules.values():
             layer, blocks = module.base_layer, [(stride, q.double()) for stride, q in module.blocks_by_stride()]
+
+            def turned(x: Tensor, blocks: list[tuple[int, Tensor]], module: CayleyLinear = module) -> Tensor:
+                return module.put(x.double(), apply_blocks(module.take(x.double()), blocks))
+
             if self.config.side == "input":  # each row w of W becomes Q^T w
-                transposed = [(stride, q.mT) for stride, q in reversed(blocks)]
-                layer.weight.copy_(apply_blocks(layer.weight.double(), transposed))
+                layer.weight.copy_(turned(layer.weight, [(stride, q.mT) for stride, q in reversed(blocks)]))
             else:
-                layer.weight.copy_(apply_blocks(layer.weight.double().mT, blocks).mT)
+                layer.weight.copy_(turned(layer.weight.mT, blocks).mT)
                 if layer.bias is not None:
-                    layer.bias.copy_(apply_blocks(layer.bias.double(), blocks))
+                    layer.bias.copy_(turned(layer.bias, blocks))
         return self.detach()
 
     def _check_attached(self) -> None:
@@ -167,20 +181,27 @@ class Adapter:
         return "\n".join(rows)
 
 
-def attach(model: nn.Module, config: CUAConfig) -> Adapter:
+def attach(model: nn.Module, config: CUAConfig, groups: dict[str, Tensor] | None = None) -> Adapter:
     """Put zero-initialised Cayley blocks on the matching linear layers of ``model``, in place, and freeze the rest.
 
     Args:
         model: any module with ``nn.Linear`` layers, for example a ``LlamaForCausalLM``; on any device or device map.
         config: where and how.
+        groups: for blocks on chosen components only, such as :func:`cua.llm.placement.choose_groups` finds: int64
+            ``(n_blocks, b)`` by the dotted name of the linear layer.  Layers that it leaves out get no blocks.
 
     Returns:
         An :class:`Adapter`; the model's outputs are unchanged until its parameters move.
 
     Raises:
-        ValueError: see :func:`matching_layers`.  The model is unchanged then.
+        ValueError: see :func:`matching_layers`; or if ``groups`` name a layer that the config does not match, or are
+            not distinct components of it.  The model is unchanged then.
     """
-    modules = {name: CayleyLinear(layer, config) for name, layer in matching_layers(model, config).items()}
+    layers = matching_layers(model, config)
+    if groups is not None:
+        check_groups(groups, layers, config)
+        layers = {name: layer for name, layer in layers.items() if name in groups}
+    modules = {name: CayleyLinear(layer, config, (groups or {}).get(name)) for name, layer in layers.items()}
     for module in model.modules():
         if not isinstance(module, CayleyLinear):  # an adapter on other layers stays trainable
             for parameter in module.parameters(recurse=False):

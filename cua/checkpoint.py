@@ -14,13 +14,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as serialise_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from cua.adapter import Adapter, attach
-from cua.config import CUAConfig, matching_layers, theta_shape
+from cua.config import CUAConfig, check_groups, matching_layers, theta_shape
 
 FORMAT_VERSION = 1
 PARAMETRISATION = "Q = (I - K/2)(I + K/2)^-1; theta = entries of K above the diagonal, row by row; y = Q x"
+_GROUPS = ".groups"  # follows the name of a layer in the file: the components that its blocks turn
 _SAMPLES = 4096  # weight entries a module that enter the fingerprint
 
 
@@ -72,6 +73,7 @@ def save(adapter: Adapter, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     names = list(adapter.modules)
     tensors = {name: adapter.modules[name].theta.detach().cpu().contiguous() for name in names}
+    tensors |= {name + _GROUPS: m.groups.cpu() for name, m in adapter.modules.items() if m.groups is not None}
     blob = serialise_safetensors(tensors)
     description = {
         "format_version": FORMAT_VERSION,
@@ -132,15 +134,23 @@ def load(model: nn.Module, folder: str | Path) -> Adapter:
         raise ValueError(f"{folder / 'adapter.safetensors'} is truncated or damaged: {error}") from None
     if hashlib.sha256(blob).hexdigest() != expected_sha:
         raise ValueError(f"{folder / 'adapter.safetensors'} is not the file that adapter.json describes (SHA-256)")
-    names = check_fit(model, config, tensors, folder)
+    thetas = {name: tensor for name, tensor in tensors.items() if not name.endswith(_GROUPS)}
+    groups = {name.removesuffix(_GROUPS): tensor for name, tensor in tensors.items() if name.endswith(_GROUPS)} or None
+    names = check_fit(model, config, thetas, folder, groups)
     identity = base_identity(model, names)
     if identity["weights_sha256"] != expected_weights:
         raise ValueError(f"{folder} was trained on {base_name}; the weights of this model, {identity['name']}, differ")
-    return attach_with(model, config, tensors)
+    return attach_with(model, config, thetas, groups)
 
 
-def check_fit(model: nn.Module, config: CUAConfig, tensors: dict[str, torch.Tensor], source: Path) -> list[str]:
-    """Names of the layers that ``config`` selects in ``model``.
+def check_fit(
+    model: nn.Module,
+    config: CUAConfig,
+    tensors: dict[str, Tensor],
+    source: Path,
+    groups: dict[str, Tensor] | None = None,
+) -> list[str]:
+    """Names of the layers that ``config`` and ``groups`` select in ``model``.
 
     Raises:
         ValueError: naming ``source``, unless there are such layers and ``tensors`` are finite parameters of the right
@@ -148,9 +158,12 @@ def check_fit(model: nn.Module, config: CUAConfig, tensors: dict[str, torch.Tens
     """
     try:
         layers = matching_layers(model, config)
+        if groups is not None:
+            check_groups(groups, layers, config)
+            layers = {name: layer for name, layer in layers.items() if name in groups}
     except ValueError as error:
         raise ValueError(f"{source} does not fit this model: {error}") from None
-    expected = {name: theta_shape(layer, config) for name, layer in layers.items()}
+    expected = {name: theta_shape(layer, config, (groups or {}).get(name)) for name, layer in layers.items()}
     for name in sorted(expected.keys() | tensors.keys()):
         theta = tensors.get(name)
         found = None if theta is None else tuple(theta.shape)
@@ -163,9 +176,11 @@ def check_fit(model: nn.Module, config: CUAConfig, tensors: dict[str, torch.Tens
     return list(layers)
 
 
-def attach_with(model: nn.Module, config: CUAConfig, tensors: dict[str, torch.Tensor]) -> Adapter:
+def attach_with(
+    model: nn.Module, config: CUAConfig, tensors: dict[str, Tensor], groups: dict[str, Tensor] | None = None
+) -> Adapter:
     """Attach and set the parameters to ``tensors``, which :func:`check_fit` has seen."""
-    adapter = attach(model, config)
+    adapter = attach(model, config, groups)
     with torch.no_grad():
         for name, module in adapter.modules.items():
             module.theta.copy_(tensors[name])

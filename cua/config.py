@@ -3,7 +3,8 @@
 import re
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from cua.cayley import n_parameters
 from cua.readout import READOUTS
@@ -67,10 +68,32 @@ class CUAConfig:
             raise ValueError(f"unknown readout {self.readout!r}; known: {', '.join(READOUTS)}")
 
 
-def theta_shape(layer: nn.Linear, config: CUAConfig) -> tuple[int, int]:
+def theta_shape(layer: nn.Linear, config: CUAConfig, groups: Tensor | None = None) -> tuple[int, int]:
     """Shape of the parameters on one layer, ``(n_blocks, b(b-1)/2)``; the blocks of the first stride come first."""
-    n_blocks = len(config.strides) * _side_width(layer, config.side) // config.block_size
-    return n_blocks, n_parameters(config.block_size)
+    n_blocks = len(config.strides) * side_width(layer, config.side) // config.block_size
+    return n_blocks if groups is None else len(groups), n_parameters(config.block_size)
+
+
+def check_groups(groups: dict[str, Tensor], layers: dict[str, nn.Linear], config: CUAConfig) -> None:
+    """Raise unless ``groups`` are blocks of distinct components of some of ``layers``.
+
+    Raises:
+        ValueError: naming the layer and what is wrong with it.
+    """
+    if not groups or config.strides != (1,):
+        raise ValueError(
+            f"groups of {len(groups)} layers, strides={config.strides}: groups need a layer and strides (1,)"
+        )
+    for name, group in groups.items():
+        if name not in layers:
+            raise ValueError(f"groups name {name}, which target_modules and layers of the config do not match")
+        if group.dtype != torch.int64 or group.dim() != 2 or group.shape[1] != config.block_size or not len(group):
+            raise ValueError(
+                f"groups of {name}: {group.dtype} {tuple(group.shape)}; expected int64 (n_blocks, {config.block_size})"
+            )
+        width = side_width(layers[name], config.side)
+        if group.min() < 0 or group.max() >= width or len(group.unique()) < group.numel():
+            raise ValueError(f"groups of {name}: expected distinct components from 0 to {width - 1}")
 
 
 def matching_layers(model: nn.Module, config: CUAConfig) -> dict[str, nn.Linear]:
@@ -104,7 +127,7 @@ def matching_layers(model: nn.Module, config: CUAConfig) -> dict[str, nn.Linear]
             f"no linear layer matches {part}target_modules={config.target_modules!r}, layers={config.layers!r}; "
             f"suffixes in this model: {', '.join(suffixes) or 'none'}{where}"
         )
-    widths = {name: _side_width(module, config.side) for name, module in targets.items()}
+    widths = {name: side_width(module, config.side) for name, module in targets.items()}
     for name, width in widths.items():
         if width % config.block_size:
             valid = [b for b in range(2, 65) if all(w % b == 0 for w in widths.values())]
@@ -120,7 +143,7 @@ def matching_layers(model: nn.Module, config: CUAConfig) -> dict[str, nn.Linear]
     return targets
 
 
-def _side_width(layer: nn.Linear, side: str) -> int:
+def side_width(layer: nn.Linear, side: str) -> int:
     """Width of the side on which the blocks act."""
     return layer.in_features if side == "input" else layer.out_features
 

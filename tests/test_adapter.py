@@ -157,6 +157,86 @@ def test_one_stride_is_the_first_of_two(llama, make_llama, ids, move):
     assert deep.n_parameters == 2 * plain.n_parameters
 
 
+GROUPS = {"0": torch.tensor([[30, 2, 11, 7], [0, 31, 5, 6], [20, 9, 1, 3]])}
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("readout", READOUTS)
+def test_blocks_of_chosen_components_are_the_dense_matrix(side, readout, move):
+    torch.manual_seed(0)
+    layer = nn.Linear(32, 32).double()
+    model = nn.Sequential(layer)
+    adapter = move(attach(model, CUAConfig("0", side=side, readout=readout), GROUPS))
+    assert adapter.n_parameters == 3 * 6
+    x = torch.randn(2, 5, 32).double()
+    before, z = x.clone(), x if side == "input" else layer(x)
+    turned = z.clone()
+    for q, group in zip(adapter.modules["0"].blocks(), GROUPS["0"], strict=True):
+        y = z[..., group] @ q.T
+        turned[..., group] = y if readout == "exact" else torch.copysign(y, z[..., group])
+    torch.testing.assert_close(model(x), layer(turned) if side == "input" else turned, rtol=0, atol=1e-12)
+    assert torch.equal(x, before)
+
+
+def test_groups_in_order_are_the_plain_blocks_bit_for_bit(llama, make_llama, ids, move):
+    move(attach(llama, CUAConfig(side="output")))
+    grouped, in_order = make_llama(), torch.arange(16).view(4, 4)
+    move(attach(grouped, CUAConfig(side="output"), dict.fromkeys(V_PROJ, in_order)))
+    assert torch.equal(logits(grouped, ids), logits(llama, ids))
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_new_groups_change_no_bit_and_have_gradients(llama, ids, side):
+    base = logits(llama, ids)
+    groups = {V_PROJ[1]: torch.tensor([[3, 0, 8, 9]]), V_PROJ[3]: torch.tensor([[15, 1, 2, 4], [5, 7, 6, 11]])}
+    adapter = attach(llama, CUAConfig(side=side), groups)
+    assert torch.equal(logits(llama, ids), base)
+    assert list(adapter.modules) == [V_PROJ[1], V_PROJ[3]]
+    assert adapter.first_layer == 1
+    llama(ids, labels=ids).loss.backward()
+    assert all((theta.grad != 0).all() for theta in adapter.parameters())
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)], ids=str)
+def test_merge_with_groups(make_llama, ids, move, dtype, tolerance, side):
+    model = make_llama(attention_bias=True).to(dtype)
+    for layer in model.model.layers:
+        nn.init.normal_(layer.self_attn.v_proj.bias)
+    base = logits(model, ids)
+    groups = {V_PROJ[0]: torch.tensor([[3, 0, 8, 9], [1, 15, 2, 4]]), V_PROJ[2]: torch.tensor([[0, 1, 2, 3]])}
+    move(adapter := attach(model, CUAConfig(side=side), groups), size=1.0)
+    moved = logits(model, ids)
+    assert (moved - base).abs().max() > 0.1
+    adapter.merge()
+    assert (logits(model, ids) - moved).abs().max() <= tolerance * moved.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("groups", "options", "message"),
+    [
+        ({}, {}, "groups of 0 layers"),
+        ({V_PROJ[0]: torch.arange(8).view(2, 4)}, {"strides": (1, 4)}, r"strides=\(1, 4\): groups need"),
+        ({V_PROJ[0]: torch.arange(8).view(2, 4)}, {"layers": (1,)}, "layers.0.self_attn.v_proj, which target_modules"),
+        ({"lm_head": torch.arange(8).view(2, 4)}, {}, "groups name lm_head, which target_modules"),
+        ({V_PROJ[0]: torch.arange(8).view(4, 2)}, {}, r"torch.int64 \(4, 2\); expected int64 \(n_blocks, 4\)"),
+        ({V_PROJ[0]: torch.zeros(0, 4).long()}, {}, r"torch.int64 \(0, 4\); expected int64 \(n_blocks, 4\)"),
+        ({V_PROJ[0]: torch.arange(4)}, {}, r"torch.int64 \(4,\); expected int64"),
+        ({V_PROJ[0]: torch.arange(8.0).view(2, 4)}, {}, "torch.float32"),
+        ({V_PROJ[0]: torch.tensor([[0, 1, 2, 2]])}, {}, "expected distinct components from 0 to 31"),
+        ({V_PROJ[0]: torch.tensor([[0, 1, 2, 3], [4, 5, 6, 0]])}, {}, "expected distinct components"),
+        ({V_PROJ[0]: torch.tensor([[0, 1, 2, -1]])}, {}, "expected distinct components"),
+        ({V_PROJ[0]: torch.tensor([[0, 1, 2, 16]])}, {"side": "output"}, "expected distinct components from 0 to 15"),
+    ],
+    ids=str,
+)
+def test_wrong_groups_are_named_and_change_nothing(llama, snapshot, groups, options, message):
+    before = snapshot(llama)
+    with pytest.raises(ValueError, match=message):
+        attach(llama, CUAConfig(**options), groups)
+    assert snapshot(llama) == before
+
+
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(("b", "strides"), [(4, (1, 4)), (2, (1, 2, 4)), (2, (8, 1))])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)], ids=str)

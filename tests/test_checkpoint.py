@@ -253,6 +253,51 @@ def test_a_checkpoint_from_before_strides_has_stride_one(llama, saved):
     assert cua.load(llama, saved).config == CUAConfig(layers=(1, 2))
 
 
+@pytest.fixture
+def saved_groups(llama, move, tmp_path) -> Path:
+    groups = {V_PROJ[1]: torch.tensor([[3, 0, 8, 9], [1, 15, 2, 4]]), V_PROJ[3]: torch.tensor([[30, 1, 2, 5]])}
+    adapter = move(attach(llama, CUAConfig(), groups))
+    folder = cua.save(adapter, tmp_path / "groups")
+    adapter.detach()
+    return folder
+
+
+def test_groups_load_bit_for_bit(llama, ids, saved_groups):
+    base = llama(ids).logits
+    loaded = cua.load(llama, saved_groups)
+    assert [module.groups.tolist() for module in loaded.modules.values()] == [
+        [[3, 0, 8, 9], [1, 15, 2, 4]],
+        [[30, 1, 2, 5]],
+    ]
+    assert loaded.n_parameters == 18
+    moved = llama(ids).logits
+    assert not torch.allclose(moved, base, atol=0.1)
+    cua.save(loaded, saved_groups)
+    loaded.detach()
+    cua.load(llama, saved_groups)
+    assert torch.equal(llama(ids).logits, moved)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({f"{V_PROJ[1]}.groups": torch.tensor([[3, 0, 8, 9], [1, 15, 2, 3]])}, "expected distinct components"),
+        ({f"{V_PROJ[1]}.groups": torch.tensor([[3, 0, 8, 9]])}, r"has shape \(2, 6\); this model needs \(1, 6\)"),
+        ({f"{V_PROJ[2]}.groups": torch.tensor([[3, 0, 8, 9]])}, r"has shape None; this model needs \(1, 6\)"),
+        ({"lm_head.groups": torch.tensor([[3, 0, 8, 9]])}, "groups name lm_head"),
+        ({f"{V_PROJ[1]}.groups": None}, r"has shape \(2, 6\); this model needs None"),
+    ],
+    ids=str,
+)
+def test_groups_that_do_not_fit_are_refused(llama, snapshot, saved_groups, changed, message):
+    stored = tensors(saved_groups) | changed
+    rewrite(saved_groups, {name: tensor for name, tensor in stored.items() if tensor is not None})
+    before = snapshot(llama)
+    with pytest.raises(ValueError, match=message):
+        cua.load(llama, saved_groups)
+    assert snapshot(llama) == before
+
+
 def test_one_identity_in_float32_and_bfloat16(llama, saved):
     narrow = copy.deepcopy(llama).to(torch.bfloat16)
     assert base_identity(narrow, V_PROJ) == base_identity(llama, V_PROJ)

@@ -139,6 +139,13 @@ def test_to_peft_refuses_what_oft_has_not(llama, options, message, tmp_path):
     assert not (tmp_path / "peft").exists()
 
 
+def test_to_peft_refuses_chosen_groups(llama, tmp_path):
+    adapter = attach(llama, CUAConfig(), {"model.layers.1.self_attn.v_proj": torch.tensor([[3, 0, 8, 9]])})
+    with pytest.raises(ValueError, match="turn chosen groups"):
+        to_peft(adapter, tmp_path / "peft")
+    assert not (tmp_path / "peft").exists()
+
+
 DAMAGE = {
     "NaN": lambda stored: {name: theta * torch.nan for name, theta in stored.items()},
     "nothing": lambda stored: {},

@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM
@@ -49,7 +51,7 @@ def perplexity(
     prefix: Tensor | None = None,
     progress: bool = False,
 ) -> Perplexity:
-    """Token perplexity of a model as it stands, adapter included.
+    """Token perplexity of a model as it stands, adapter included; under ``accelerate launch`` the processes share it.
 
     Args:
         model: a ``LlamaForCausalLM``.
@@ -68,10 +70,12 @@ def perplexity(
     split = split or SplitModel(model, 0)
     if prefix is not None:
         split.check_prefix(prefix, windows)
+    state = PartialState()
+    mine = range(state.process_index, len(windows), state.num_processes)
     losses = []
-    for i in tqdm(range(len(windows)), desc="perplexity", unit="window", disable=not progress):
+    for i in tqdm(mine, desc="perplexity", unit="window", disable=not progress):
         ids = windows[i : i + 1].to(model.device)
         hidden = split.below(ids) if prefix is None else prefix[i : i + 1].to(model.device)
-        losses.append(split.nll(hidden, ids).item())
+        losses.append((i, split.nll(hidden, ids).item()))
     bos = bool((windows[:, 0] == model.config.bos_token_id).all())
-    return Perplexity(tuple(losses), windows.shape[1], bos)
+    return Perplexity(tuple(loss for _, loss in sorted(gather_object(losses))), windows.shape[1], bos)

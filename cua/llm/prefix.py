@@ -38,10 +38,13 @@ class SplitModel:
         """Hidden states that enter layer l: token ids ``(batch, T)`` to ``(batch, T, d)``, on the model's device."""
         return self._below(input_ids=ids.to(self.head.weight.device), use_cache=False).last_hidden_state
 
+    def above(self, hidden: Tensor) -> Tensor:
+        """Final hidden states, after the model's last norm, from those that enter layer l; both ``(batch, T, d)``."""
+        return self._above(inputs_embeds=hidden, use_cache=False).last_hidden_state
+
     def nll(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Summed next-token loss in nats from the hidden states that enter layer l, see :func:`next_token_nll`."""
-        output = self._above(inputs_embeds=hidden, use_cache=False).last_hidden_state
-        return next_token_nll(output, self.head, ids)
+        return next_token_nll(self.above(hidden), self.head, ids)
 
     def prefix(self, ids: Tensor, *, progress: bool = False) -> Tensor:
         """:meth:`below` for many windows, one at a time and kept on the CPU: ``(n, T)`` to ``(n, T, d)``."""

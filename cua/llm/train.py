@@ -1,15 +1,21 @@
-"""Training: Adam on the adapter's few parameters, from the frozen prefix."""
+"""Training: Adam on the adapter's few parameters, from the frozen prefix.
+
+Under ``accelerate launch`` several processes share the windows of each step.
+"""
 
 import math
 from dataclasses import dataclass
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import LlamaForCausalLM
 
 from cua.adapter import Adapter
 from cua.cayley import skew
+from cua.llm.loss import distillation_kl, next_token_nll
 from cua.llm.prefix import SplitModel
 
 
@@ -26,6 +32,8 @@ class TrainConfig:
         max_k_norm: after each step, blocks with a larger spectral norm of K are scaled back to it; ``None``: no bound.
             Below 2 every block keeps <x, Q x> > 0, so that its global sign can be told from counts.
         seed: of the order in which windows are drawn (the adapter itself starts at zero, not at random).
+        distillation: weight of the divergence from a teacher; the next-token loss has the rest.  0: no teacher.
+        temperature: that softens both distributions of the divergence, see :func:`cua.llm.loss.distillation_kl`.
 
     Raises:
         ValueError: for a number out of range.
@@ -37,12 +45,16 @@ class TrainConfig:
     warmup: int = 20
     max_k_norm: float | None = None
     seed: int = 0
+    distillation: float = 0.0
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch < 1 or self.warmup < 0 or self.learning_rate <= 0:
             raise ValueError(f"{self}: steps and batch are at least 1, warmup at least 0, learning_rate above 0")
         if self.max_k_norm is not None and not self.max_k_norm > 0:
             raise ValueError(f"max_k_norm={self.max_k_norm}: above 0, or None for no bound")
+        if not 0 <= self.distillation <= 1 or self.temperature <= 0:
+            raise ValueError(f"{self}: distillation is a weight from 0 to 1, temperature above 0")
 
 
 def window_order(n_windows: int, config: TrainConfig) -> Tensor:
@@ -60,49 +72,95 @@ def train(
     config: TrainConfig,
     *,
     prefix: Tensor | None = None,
+    teacher: Tensor | None = None,
     progress: bool = False,
 ) -> list[float]:
-    """Minimise the next-token loss over the adapter's parameters.
+    """Minimise the next-token loss, or its mixture with a teacher's, over the adapter's parameters.
 
     Args:
         model: carries ``adapter``; everything else stays frozen.
         adapter: from :func:`cua.attach`.
         windows: ``(n, T)`` token ids.
         config: schedule and seed.
-        prefix: hidden states ``(n, T, d)`` from ``SplitModel(model, adapter.first_layer).prefix(windows)``; computed
-            here if absent.
+        prefix: hidden states ``(n, T, d)`` from ``SplitModel(model, adapter.first_layer).prefix(windows)``; if absent,
+            computed here for the windows that are drawn.
+        teacher: final hidden states ``(n, T, d)`` of the teacher from :func:`teacher_states`, where
+            ``config.distillation`` is above 0.
         progress: show a progress bar.
 
     Returns:
         The mean loss of each step in nats a token, before that step's update.
 
     Raises:
-        ValueError: if ``prefix`` does not belong to these windows, this model and the adapter's first layer.
+        ValueError: if ``prefix`` does not belong to these windows, this model and the adapter's first layer; if the
+            teacher is missing, not wanted or of another shape; if ``config.batch`` cannot be shared by the processes.
     """
+    state = PartialState()
+    if config.batch % state.num_processes:
+        raise ValueError(f"batch={config.batch} cannot be shared equally by {state.num_processes} processes")
+    if (teacher is None) != (config.distillation == 0):
+        raise ValueError(f"distillation={config.distillation}, but {'no' if teacher is None else 'a'} teacher is given")
     split = SplitModel(model, adapter.first_layer)
+    if teacher is not None and teacher.shape != (expected := (*windows.shape, split.head.in_features)):
+        raise ValueError(f"teacher has shape {tuple(teacher.shape)}; these windows need {expected}")
+    drawn = window_order(len(windows), config)
+    mine = drawn[:, state.process_index :: state.num_processes]  # this process's windows of each step
     if prefix is None:
-        prefix = split.prefix(windows, progress=progress)
+        used, mine = mine.unique(return_inverse=True)
+        windows, prefix = windows[used], split.prefix(windows[used], progress=progress)
+        teacher = None if teacher is None else teacher[used]
     else:
         split.check_prefix(prefix, windows)
-    optimizer = torch.optim.Adam(adapter.parameters(), lr=config.learning_rate)
+    parameters = adapter.parameters()
+    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
         lambda step: min(1.0, (step + 1) / max(1, config.warmup)) * (1 + math.cos(math.pi * step / config.steps)) / 2,
     )
     losses = []
-    steps = tqdm(window_order(len(windows), config), desc="training", unit="step", disable=not progress)
+    steps = tqdm(mine, desc="training", unit="step", disable=not progress)
     for batch in steps:
         ids = windows[batch].to(model.device)
-        loss = split.nll(prefix[batch].to(model.device), ids) / ids[:, 1:].numel()
+        output = split.above(prefix[batch].to(model.device))
+        loss = (1 - config.distillation) * next_token_nll(output, split.head, ids)
+        if teacher is not None:
+            towards = teacher[batch].to(model.device)
+            loss = loss + config.distillation * distillation_kl(output, split.head, towards, config.temperature)
+        loss = loss / (config.batch * (windows.shape[1] - 1))
         optimizer.zero_grad()
         loss.backward()
+        for parameter in parameters:  # each process has seen its share of the windows
+            parameter.grad = reduce(parameter.grad, "sum")
         optimizer.step()
         schedule.step()
         if config.max_k_norm is not None:
             bound_k(adapter, config.max_k_norm)
-        losses.append(loss.item())
-        steps.set_postfix(loss=f"{loss.item():.3f}")
+        losses.append(reduce(loss.detach(), "sum").item())
+        steps.set_postfix(loss=f"{losses[-1]:.3f}")
     return losses
+
+
+@torch.no_grad()
+def teacher_states(
+    model: LlamaForCausalLM, windows: Tensor, *, dtype: torch.dtype = torch.bfloat16, progress: bool = False
+) -> Tensor:
+    """What a teacher is cached as: its final hidden states, from which the head that it shares makes its logits.
+
+    The whole distribution is kept; a token takes d numbers where its logits would take V.  What is lost is the rounding
+    to ``dtype``.
+
+    Args:
+        model: the teacher as it stands, adapter included.
+        windows: ``(n, T)`` token ids.
+        dtype: of the cache.
+        progress: show a progress bar.
+
+    Returns:
+        ``(n, T, d)``, after the model's last norm, on the CPU.
+    """
+    split = SplitModel(model, len(model.model.layers))
+    steps = tqdm(windows.split(1), desc="teacher", unit="window", disable=not progress)
+    return torch.cat([split.above(split.below(window)).to(dtype).cpu() for window in steps])
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from torch import nn
 
 from cua import CUAConfig, attach
 from cua.llm import loss as loss_module
-from cua.llm.loss import next_token_nll
+from cua.llm.loss import distillation_kl, next_token_nll
 from cua.llm.prefix import SplitModel
 
 
@@ -25,6 +25,22 @@ def test_loss_and_gradient_by_chunks(frozen, ids, monkeypatch, chunk):
     (3 * nll).backward()
     (3 * expected).backward()
     torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-5, atol=1e-5)
+    assert torch.equal(ours.grad[:, -1], torch.zeros_like(ours.grad[:, -1])), "the last position predicts nothing"
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 4.0])
+@pytest.mark.parametrize("chunk", [1, 7, 32, 256])
+def test_distillation_and_gradient_by_chunks(frozen, ids, monkeypatch, chunk, temperature):
+    monkeypatch.setattr(loss_module, "CHUNK", chunk)
+    ours, plain = (final_hidden(frozen, ids).requires_grad_() for _ in range(2))
+    teacher = final_hidden(frozen, ids.flip(1))
+    kl = distillation_kl(ours, frozen.lm_head, teacher, temperature)
+    log_q, log_p = ((frozen.lm_head(h[:, :-1]) / temperature).log_softmax(-1).flatten(0, 1) for h in (plain, teacher))
+    expected = temperature**2 * nn.functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
+    torch.testing.assert_close(kl, expected, rtol=1e-5, atol=0)
+    (3 * kl).backward()
+    (3 * expected).backward()
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-4, atol=1e-4)
     assert torch.equal(ours.grad[:, -1], torch.zeros_like(ours.grad[:, -1])), "the last position predicts nothing"
 
 
@@ -78,6 +94,8 @@ def test_a_head_without_gradient_is_refused(llama, frozen, ids):
     biased = nn.Linear(32, 97).requires_grad_(False)
     attach(frozen, CUAConfig(("lm_head",)))
     for head in trainable, biased, frozen.lm_head:
+        with pytest.raises(ValueError, match=r"must be a frozen nn\.Linear without bias"):
+            distillation_kl(hidden, head, hidden, 1.0)
         with pytest.raises(ValueError, match=r"must be a frozen nn\.Linear without bias"):
             next_token_nll(hidden, head, ids)
 

@@ -6,7 +6,7 @@ import torch
 from cua import READOUTS, CUAConfig, attach, skew
 from cua.llm.evaluate import Perplexity, perplexity
 from cua.llm.prefix import SplitModel
-from cua.llm.train import TrainConfig, bound_k, train, window_order
+from cua.llm.train import TrainConfig, bound_k, teacher_states, train, window_order
 
 
 @pytest.fixture
@@ -88,6 +88,66 @@ def test_the_first_loss_is_that_of_the_base_model(frozen, windows):
     assert losses[0] == pytest.approx(base.nll[window_order(6, config)[0, 0]] / 15, rel=1e-6)
 
 
+@pytest.mark.parametrize(("weight", "temperature"), [(1.0, 1.0), (0.3, 2.0)])
+def test_distillation_is_the_plain_loop(make_llama, windows, move, weight, temperature):
+    """Against log-softmaxes of whole logits; the teacher is the same model with another adapter."""
+    ours, plain, teacher = make_llama(), make_llama(), make_llama().requires_grad_(False)
+    move(attach(teacher, CUAConfig(("o_proj",))))
+    states = teacher_states(teacher, windows, dtype=torch.float32)
+    config = TrainConfig(steps=10, learning_rate=0.05, batch=2, warmup=0, distillation=weight, temperature=temperature)
+    adapter = attach(ours, CUAConfig(layers=(1, 2)))
+    losses = train(ours, adapter, windows, config, teacher=states)
+
+    plain_adapter = attach(plain, CUAConfig(layers=(1, 2)))
+    optimizer = torch.optim.Adam(plain_adapter.parameters())
+    expected = []
+    for step, chosen in enumerate(window_order(len(windows), config)):
+        optimizer.param_groups[0]["lr"] = 0.05 * 0.5 * (1 + math.cos(math.pi * step / 10))
+        output = plain(input_ids=windows[chosen], labels=windows[chosen])
+        student = (output.logits[:, :-1] / temperature).log_softmax(-1).flatten(0, 1)
+        target = (teacher(windows[chosen]).logits[:, :-1] / temperature).log_softmax(-1).flatten(0, 1)
+        kl = torch.nn.functional.kl_div(student, target, reduction="batchmean", log_target=True)
+        loss = (1 - weight) * output.loss + weight * temperature**2 * kl
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    assert losses == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(thetas(adapter), thetas(plain_adapter), rtol=0, atol=1e-3)
+    assert thetas(adapter).abs().max() > 0.1
+
+
+def test_a_model_learns_from_nobody_when_it_is_its_own_teacher(frozen, windows):
+    adapter = attach(frozen, CUAConfig())
+    states = teacher_states(frozen, windows, dtype=torch.float32)
+    losses = train(frozen, adapter, windows, TrainConfig(steps=3, distillation=1.0), teacher=states)
+    assert losses == pytest.approx([0, 0, 0], abs=1e-5)
+
+
+def test_a_cached_teacher_has_its_own_logits(frozen, windows):
+    states = teacher_states(frozen, windows)
+    assert states.dtype == torch.bfloat16
+    logits = frozen(windows).logits
+    torch.testing.assert_close(frozen.lm_head(states.float()), logits, rtol=0, atol=0.02 * logits.abs().max().item())
+    exact = teacher_states(frozen, windows, dtype=torch.float32)
+    torch.testing.assert_close(frozen.lm_head(exact), logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "teacher", "message"),
+    [
+        ({"distillation": 0.5}, None, "distillation=0.5, but no teacher is given"),
+        ({}, torch.zeros(6, 16, 32), "distillation=0.0, but a teacher is given"),
+        ({"distillation": 0.5}, torch.zeros(6, 15, 32), r"\(6, 15, 32\); these windows need \(6, 16, 32\)"),
+    ],
+    ids=str,
+)
+def test_a_teacher_that_does_not_belong_is_refused(frozen, windows, options, teacher, message):
+    adapter = attach(frozen, CUAConfig())
+    with pytest.raises(ValueError, match=message):
+        train(frozen, adapter, windows, TrainConfig(steps=1, **options), teacher=teacher)
+
+
 def k_norms(adapter):
     b = adapter.config.block_size
     return [torch.linalg.matrix_norm(skew(theta.detach().double(), b), 2) for theta in adapter.parameters()]
@@ -139,6 +199,9 @@ def test_training_keeps_the_bound(make_llama, windows):
         ({"batch": 0}, "steps and batch are at least 1"),
         ({"warmup": -1}, "warmup at least 0"),
         ({"learning_rate": 0.0}, "learning_rate above 0"),
+        ({"distillation": -0.1}, "distillation is a weight from 0 to 1"),
+        ({"distillation": 1.1}, "distillation is a weight from 0 to 1"),
+        ({"distillation": 0.5, "temperature": 0.0}, "temperature above 0"),
     ],
     ids=str,
 )
