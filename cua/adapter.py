@@ -31,7 +31,8 @@ class CayleyLinear(nn.Module):
 
     ``theta`` has shape ``(n_blocks, b(b-1)/2)`` and starts at zero, so that Q = I and the wrapped layer computes
     what the base layer does, bit for bit.  It is float32 (float64 for a float64 layer) whatever the base dtype;
-    activations are rotated in that precision and cast back.
+    activations are rotated in that precision and cast back.  ``log_gain``, ``(n_blocks,)`` or ``None``, starts at zero
+    as well: what leaves block n is multiplied by exp(log_gain[n]).
     """
 
     def __init__(self, base_layer: nn.Linear, config: CUAConfig, groups: Tensor | None = None) -> None:
@@ -45,6 +46,7 @@ class CayleyLinear(nn.Module):
         device = getattr(hook, "execution_device", None) if weight.is_meta and hook is not None else weight.device
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.theta = nn.Parameter(torch.zeros(theta_shape(base_layer, config, groups), dtype=dtype, device=device))
+        self.log_gain = nn.Parameter(torch.zeros_like(self.theta[:, 0])) if config.gain else None
         self.register_buffer("groups", None if groups is None else groups.to(device), persistent=False)
 
     def blocks(self) -> Tensor:
@@ -53,8 +55,11 @@ class CayleyLinear(nn.Module):
 
     def blocks_by_stride(self) -> list[tuple[int, Tensor]]:
         """:meth:`blocks` with their strides, in the order in which they are applied."""
-        strides = self.config.strides
-        return list(zip(strides, self.blocks().chunk(len(strides)), strict=True))
+        return list(zip(self.config.strides, self.blocks().chunk(len(self.config.strides)), strict=True))
+
+    def gains(self) -> Tensor:
+        """The factor on what leaves each block, ``(n_blocks,)``: one without gains."""
+        return torch.ones_like(self.theta[:, 0]) if self.log_gain is None else self.log_gain.exp()
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
@@ -65,8 +70,11 @@ class CayleyLinear(nn.Module):
 
     def _rotate(self, x: Tensor) -> Tensor:
         y = self.take(x).to(self.theta.dtype)
+        gains = self.gains().chunk(len(self.config.strides))
         for i, layer in enumerate(self.blocks_by_stride()):
             read = self.executors[i] if self.executors else READOUTS[self.config.readout]
+            if self.log_gain is not None:
+                read = _with_gain(read, gains[i])
             y = apply_blocks(y, [layer], read)
         return self.put(x, y.to(x.dtype))
 
@@ -77,6 +85,10 @@ class CayleyLinear(nn.Module):
     def put(self, x: Tensor, turned: Tensor) -> Tensor:
         """``x`` with what :meth:`take` gave replaced by ``turned``; a new tensor."""
         return turned if self.groups is None else x.index_copy(-1, self.groups.flatten(), turned)
+
+
+def _with_gain(read: Callable[[Tensor, Tensor], Tensor], gain: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda x, q: read(x, q) * gain.repeat_interleave(q.shape[-1])
 
 
 class Adapter:
@@ -92,12 +104,14 @@ class Adapter:
         self.model, self.config, self.modules = model, config, modules
 
     def parameters(self) -> list[nn.Parameter]:
-        """The trainable parameters, one ``(n_blocks, b(b-1)/2)`` tensor a module."""
-        return [module.theta for module in self.modules.values()]
+        """The trainable parameters: one ``(n_blocks, b(b-1)/2)`` tensor a module, then ``(n_blocks,)`` where there are
+        gains."""
+        gains = [module.log_gain for module in self.modules.values() if module.log_gain is not None]
+        return [module.theta for module in self.modules.values()] + gains
 
     @property
     def n_parameters(self) -> int:
-        return sum(theta.numel() for theta in self.parameters())
+        return sum(parameter.numel() for parameter in self.parameters())
 
     @property
     def first_layer(self) -> int:
@@ -152,7 +166,8 @@ class Adapter:
             if uses[id(weight)] > 1:
                 raise ValueError(f"{name}: its weight is shared with another layer, which merging would change too")
         for module in self.modules.values():
-            layer, blocks = module.base_layer, [(stride, q.double()) for stride, q in module.blocks_by_stride()]
+            layer, gains = module.base_layer, module.gains().double()[:, None, None].chunk(len(self.config.strides))
+            blocks = [(s, gain * q.double()) for (s, q), gain in zip(module.blocks_by_stride(), gains, strict=True)]
 
             def turned(x: Tensor, blocks: list[tuple[int, Tensor]], module: CayleyLinear = module) -> Tensor:
                 return module.put(x.double(), apply_blocks(module.take(x.double()), blocks))
@@ -174,9 +189,11 @@ class Adapter:
         total = sum(p.numel() for p in self.model.parameters()) - self.n_parameters
         config, b = self.config, self.config.block_size
         strides = f", strides {', '.join(map(str, config.strides))}" if config.strides != (1,) else ""
-        rows = [f"{config.side} side, {config.readout} readout, {b}x{b} blocks{strides}"]
+        gain = ", a gain each" if config.gain else ""
+        rows = [f"{config.side} side, {config.readout} readout, {b}x{b} blocks{strides}{gain}"]
         for name, module in self.modules.items():
-            rows.append(f"  {name}: {len(module.theta):,} blocks, {module.theta.numel():,} parameters")
+            count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+            rows.append(f"  {name}: {len(module.theta):,} blocks, {count:,} parameters")
         rows.append(f"  trainable {self.n_parameters:,}, frozen {total:,}: one in {total // self.n_parameters:,}")
         return "\n".join(rows)
 

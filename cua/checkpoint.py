@@ -21,7 +21,9 @@ from cua.config import CUAConfig, check_groups, matching_layers, theta_shape
 
 FORMAT_VERSION = 1
 PARAMETRISATION = "Q = (I - K/2)(I + K/2)^-1; theta = entries of K above the diagonal, row by row; y = Q x"
-_GROUPS = ".groups"  # follows the name of a layer in the file: the components that its blocks turn
+# What follows the name of a layer in the file: the components that its blocks turn, and their gains.  The name alone
+# stands for theta.
+_GROUPS, _GAIN = ".groups", ".log_gain"
 _SAMPLES = 4096  # weight entries a module that enter the fingerprint
 
 
@@ -74,6 +76,7 @@ def save(adapter: Adapter, folder: str | Path) -> Path:
     names = list(adapter.modules)
     tensors = {name: adapter.modules[name].theta.detach().cpu().contiguous() for name in names}
     tensors |= {name + _GROUPS: m.groups.cpu() for name, m in adapter.modules.items() if m.groups is not None}
+    tensors |= {name + _GAIN: m.log_gain.detach().cpu() for name, m in adapter.modules.items() if adapter.config.gain}
     blob = serialise_safetensors(tensors)
     description = {
         "format_version": FORMAT_VERSION,
@@ -134,13 +137,13 @@ def load(model: nn.Module, folder: str | Path) -> Adapter:
         raise ValueError(f"{folder / 'adapter.safetensors'} is truncated or damaged: {error}") from None
     if hashlib.sha256(blob).hexdigest() != expected_sha:
         raise ValueError(f"{folder / 'adapter.safetensors'} is not the file that adapter.json describes (SHA-256)")
-    thetas = {name: tensor for name, tensor in tensors.items() if not name.endswith(_GROUPS)}
+    numbers = {name: tensor for name, tensor in tensors.items() if not name.endswith(_GROUPS)}
     groups = {name.removesuffix(_GROUPS): tensor for name, tensor in tensors.items() if name.endswith(_GROUPS)} or None
-    names = check_fit(model, config, thetas, folder, groups)
+    names = check_fit(model, config, numbers, folder, groups)
     identity = base_identity(model, names)
     if identity["weights_sha256"] != expected_weights:
         raise ValueError(f"{folder} was trained on {base_name}; the weights of this model, {identity['name']}, differ")
-    return attach_with(model, config, thetas, groups)
+    return attach_with(model, config, numbers, groups)
 
 
 def check_fit(
@@ -164,6 +167,8 @@ def check_fit(
     except ValueError as error:
         raise ValueError(f"{source} does not fit this model: {error}") from None
     expected = {name: theta_shape(layer, config, (groups or {}).get(name)) for name, layer in layers.items()}
+    if config.gain:
+        expected |= {name + _GAIN: shape[:1] for name, shape in expected.items()}
     for name in sorted(expected.keys() | tensors.keys()):
         theta = tensors.get(name)
         found = None if theta is None else tuple(theta.shape)
@@ -184,4 +189,6 @@ def attach_with(
     with torch.no_grad():
         for name, module in adapter.modules.items():
             module.theta.copy_(tensors[name])
+            if config.gain:
+                module.log_gain.copy_(tensors[name + _GAIN])
     return adapter

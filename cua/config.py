@@ -26,6 +26,8 @@ class CUAConfig:
             components that lie s apart.  (1,) is the plain block-diagonal matrix; (1, b) a butterfly, which mixes b^2
             components.  b s has to divide the width.
         readout: "exact" or "sign-constrained", see :mod:`cua.readout`.
+        gain: give each block one more parameter, the logarithm of a positive factor on what leaves it.  The block stays
+            orthogonal; the factor is applied classically, where a quantum processor's output gets its length back.
 
     Raises:
         ValueError: naming the field that is wrong and what would be right.
@@ -37,6 +39,7 @@ class CUAConfig:
     block_size: int = 4
     strides: tuple[int, ...] = (1,)
     readout: str = "exact"
+    gain: bool = False
 
     def __post_init__(self) -> None:
         for field in ("target_modules", "layers", "strides"):  # lists come from JSON and from hurried users
@@ -66,6 +69,8 @@ class CUAConfig:
             raise ValueError(f"strides={strides!r}: expected whole numbers from 1, such as (1,) or (1, block_size)")
         if self.readout not in READOUTS:
             raise ValueError(f"unknown readout {self.readout!r}; known: {', '.join(READOUTS)}")
+        if type(self.gain) is not bool:
+            raise ValueError(f"gain={self.gain!r}: expected True or False")
 
 
 def theta_shape(layer: nn.Linear, config: CUAConfig, groups: Tensor | None = None) -> tuple[int, int]:

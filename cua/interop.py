@@ -34,8 +34,8 @@ def to_peft(adapter: Adapter, folder: str | Path) -> Path:
         The folder, with ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Raises:
-        ValueError: for another readout, the output side, strides other than (1,) or chosen groups of components, which
-            OFT does not have.
+        ValueError: for another readout, the output side, strides other than (1,), gains or chosen groups of components,
+            which OFT does not have.
     """
     config = adapter.config
     if config.readout != "exact" or config.side != "input" or config.strides != (1,):
@@ -43,8 +43,8 @@ def to_peft(adapter: Adapter, folder: str | Path) -> Path:
             f"PEFT's OFT is one exact block-wise rotation of the input; this adapter has the {config.readout} readout, "
             f"the {config.side} side and strides {config.strides}"
         )
-    if any(module.groups is not None for module in adapter.modules.values()):
-        raise ValueError("PEFT's OFT turns all components in their order; this adapter's blocks turn chosen groups")
+    if config.gain or any(module.groups is not None for module in adapter.modules.values()):
+        raise ValueError("PEFT's OFT turns all components in their order, without gains; this adapter does not")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     OFTConfig(

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -162,17 +164,20 @@ GROUPS = {"0": torch.tensor([[30, 2, 11, 7], [0, 31, 5, 6], [20, 9, 1, 3]])}
 
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("readout", READOUTS)
-def test_blocks_of_chosen_components_are_the_dense_matrix(side, readout, move):
+@pytest.mark.parametrize("gain", [False, True])
+def test_blocks_of_chosen_components_are_the_dense_matrix(side, readout, gain, move):
     torch.manual_seed(0)
     layer = nn.Linear(32, 32).double()
     model = nn.Sequential(layer)
-    adapter = move(attach(model, CUAConfig("0", side=side, readout=readout), GROUPS))
-    assert adapter.n_parameters == 3 * 6
+    adapter = move(attach(model, CUAConfig("0", side=side, readout=readout, gain=gain), GROUPS))
+    assert adapter.n_parameters == 3 * (7 if gain else 6)
+    assert ("a gain each" in str(adapter)) == gain
+    log_gain = adapter.parameters()[1].tolist() if gain else [0, 0, 0]
     x = torch.randn(2, 5, 32).double()
     before, z = x.clone(), x if side == "input" else layer(x)
     turned = z.clone()
-    for q, group in zip(adapter.modules["0"].blocks(), GROUPS["0"], strict=True):
-        y = z[..., group] @ q.T
+    for q, group, log in zip(adapter.modules["0"].blocks(), GROUPS["0"], log_gain, strict=True):
+        y = z[..., group] @ q.T * math.exp(log)
         turned[..., group] = y if readout == "exact" else torch.copysign(y, z[..., group])
     torch.testing.assert_close(model(x), layer(turned) if side == "input" else turned, rtol=0, atol=1e-12)
     assert torch.equal(x, before)
@@ -195,6 +200,39 @@ def test_new_groups_change_no_bit_and_have_gradients(llama, ids, side):
     assert adapter.first_layer == 1
     llama(ids, labels=ids).loss.backward()
     assert all((theta.grad != 0).all() for theta in adapter.parameters())
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("strides", [(1,), (1, 4)])
+def test_gains_scale_what_leaves_each_block(llama, make_llama, ids, move, readout, strides):
+    """Zero is a gain of one, bit for bit; and with Q = I it is the factor itself."""
+    config = CUAConfig(readout=readout, strides=strides, gain=True)
+    adapter, plain = attach(llama, config), make_llama()
+    assert torch.equal(logits(llama, ids), logits(plain, ids))
+    with torch.no_grad():
+        for module in adapter.modules.values():
+            module.log_gain.copy_(torch.linspace(-1, 1, len(module.log_gain)))
+        for n, layer in enumerate(plain.model.layers):
+            first, *more = (g.exp() for g in adapter.modules[V_PROJ[n]].log_gain.chunk(len(strides)))
+            layer.self_attn.v_proj.weight *= first.repeat_interleave(4)
+            for gain in more:  # stride 4: component 16 n + 4 j + i is number j of block 4 n + i
+                layer.self_attn.v_proj.weight *= gain.view(-1, 1, 4).expand(-1, 4, -1).flatten()
+    assert not torch.allclose(logits(llama, ids), logits(make_llama(), ids), atol=0.1)
+    torch.testing.assert_close(logits(llama, ids), logits(plain, ids), rtol=0, atol=1e-4)
+    llama(ids, labels=ids).loss.backward()
+    assert all((module.log_gain.grad != 0).all() for module in adapter.modules.values())
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("strides", [(1,), (1, 4)])
+def test_merge_with_gains(make_llama, ids, move, side, strides):
+    model = make_llama(attention_bias=True).double()
+    for layer in model.model.layers:
+        nn.init.normal_(layer.self_attn.v_proj.bias)
+    move(adapter := attach(model, CUAConfig(side=side, strides=strides, gain=True)))
+    moved = logits(model, ids)
+    adapter.merge()
+    assert (logits(model, ids) - moved).abs().max() <= 1e-13 * moved.abs().max()
 
 
 @pytest.mark.parametrize("side", SIDES)

@@ -59,6 +59,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
         {"target_modules": r".*\.[13]\..*o_proj", "side": "output", "readout": "sign-constrained"},
         {"layers": (1, 3), "block_size": 2},
         {"strides": (1, 4)},
+        {"strides": (1, 4), "gain": True},
         {"strides": (4, 1, 2), "block_size": 2, "side": "output", "readout": "sign-constrained"},
     ],
     ids=str,

@@ -139,9 +139,11 @@ def test_to_peft_refuses_what_oft_has_not(llama, options, message, tmp_path):
     assert not (tmp_path / "peft").exists()
 
 
-def test_to_peft_refuses_chosen_groups(llama, tmp_path):
-    adapter = attach(llama, CUAConfig(), {"model.layers.1.self_attn.v_proj": torch.tensor([[3, 0, 8, 9]])})
-    with pytest.raises(ValueError, match="turn chosen groups"):
+@pytest.mark.parametrize("gain", [False, True])
+def test_to_peft_refuses_chosen_groups_and_gains(llama, gain, tmp_path):
+    groups = None if gain else {"model.layers.1.self_attn.v_proj": torch.tensor([[3, 0, 8, 9]])}
+    adapter = attach(llama, CUAConfig(gain=gain), groups)
+    with pytest.raises(ValueError, match="in their order, without gains; this adapter does not"):
         to_peft(adapter, tmp_path / "peft")
     assert not (tmp_path / "peft").exists()
 

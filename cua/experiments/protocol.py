@@ -107,8 +107,8 @@ class Bench:
                 cua.save(adapter, folder)
             with torch.no_grad():
                 norms = [
-                    torch.linalg.matrix_norm(cua.skew(t, config.block_size), 2).max().item()
-                    for t in adapter.parameters()
+                    torch.linalg.matrix_norm(cua.skew(module.theta, config.block_size), 2).max().item()
+                    for module in adapter.modules.values()
                 ]
         finally:
             adapter.detach()

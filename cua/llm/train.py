@@ -166,6 +166,6 @@ def teacher_states(
 @torch.no_grad()
 def bound_k(adapter: Adapter, max_norm: float) -> None:
     """Scale each K back to a spectral norm of at most ``max_norm``: no rotation by more than 2 arctan(max_norm/2)."""
-    for theta in adapter.parameters():
-        norms = torch.linalg.matrix_norm(skew(theta, adapter.config.block_size), 2)
-        theta *= (max_norm / norms.clamp(min=max_norm))[:, None]
+    for module in adapter.modules.values():
+        norms = torch.linalg.matrix_norm(skew(module.theta, adapter.config.block_size), 2)
+        module.theta *= (max_norm / norms.clamp(min=max_norm))[:, None]
