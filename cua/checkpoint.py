@@ -75,7 +75,7 @@ def save(adapter: Adapter, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     names = list(adapter.modules)
     tensors = {name: adapter.modules[name].theta.detach().cpu().contiguous() for name in names}
-    tensors |= {name + _GROUPS: m.groups.cpu() for name, m in adapter.modules.items() if m.groups is not None}
+    tensors |= {name + _GROUPS: m.groups.cpu().int() for name, m in adapter.modules.items() if m.groups is not None}
     tensors |= {name + _GAIN: m.log_gain.detach().cpu() for name, m in adapter.modules.items() if adapter.config.gain}
     blob = serialise_safetensors(tensors)
     description = {
@@ -138,7 +138,7 @@ def load(model: nn.Module, folder: str | Path) -> Adapter:
     if hashlib.sha256(blob).hexdigest() != expected_sha:
         raise ValueError(f"{folder / 'adapter.safetensors'} is not the file that adapter.json describes (SHA-256)")
     numbers = {name: tensor for name, tensor in tensors.items() if not name.endswith(_GROUPS)}
-    groups = {name.removesuffix(_GROUPS): tensor for name, tensor in tensors.items() if name.endswith(_GROUPS)} or None
+    groups = {name.removesuffix(_GROUPS): t.long() for name, t in tensors.items() if name.endswith(_GROUPS)} or None
     names = check_fit(model, config, numbers, folder, groups)
     identity = base_identity(model, names)
     if identity["weights_sha256"] != expected_weights:

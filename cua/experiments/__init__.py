@@ -1,6 +1,14 @@
 """Recorded experiments: name -> (question, function that records it)."""
 
-from cua.experiments import block_size_selection, circuit_speed, hardware, noise_frontier, speed, v_proj_selection
+from cua.experiments import (
+    block_size_selection,
+    circuit_speed,
+    hardware,
+    noise_frontier,
+    placement,
+    speed,
+    v_proj_selection,
+)
 from cua.experiments.v_proj import ALL_LAYERS, BLOCK_SIZES, ONE_LAYER
 
 EXPERIMENTS = {
@@ -14,4 +22,5 @@ EXPERIMENTS = {
     **{study.name: (study.question, study.run) for study in BLOCK_SIZES},
     noise_frontier.NAME: (noise_frontier.QUESTION, noise_frontier.run),
     hardware.NAME: (hardware.QUESTION, hardware.run),
+    placement.NAME: (placement.QUESTION, placement.run),
 }

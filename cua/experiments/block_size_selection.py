@@ -1,10 +1,10 @@
 """Learning rates of the block sizes in chapter 5, chosen on held-out validation text."""
 
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
-from cua.experiments.protocol import Bench, percent_change
+from cua.experiments.protocol import Bench, percent_change, used
 from cua.experiments.record import Record, point
 from cua.experiments.v_proj import BLOCK_SIZES, BOUNDED
 from cua.llm.models import identity
@@ -35,7 +35,7 @@ def run() -> dict[str, Any]:
             "config": {
                 "rates": RATES,
                 "steps": STEPS,
-                "adapters": {name: asdict(study.adapter) for name, study in STUDIES.items()},
+                "adapters": {name: used(study.adapter) for name, study in STUDIES.items()},
             },
             "seeds": [0],
             "model": identity(bench.model),

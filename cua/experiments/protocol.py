@@ -18,14 +18,17 @@ from transformers import LlamaForCausalLM
 
 import cua
 from cua import CUAConfig
+from cua.config import layer_number
 from cua.experiments.record import ADAPTERS, Record, point
 from cua.llm.data import Corpus, DataUnavailable, load_corpus, windows
 from cua.llm.evaluate import Perplexity, perplexity
 from cua.llm.models import identity, load_model
+from cua.llm.placement import choose_groups, rotation_gradients
 from cua.llm.prefix import SplitModel
 from cua.llm.train import TrainConfig, train
 
 TRAIN_WINDOW, TEST_WINDOW = 512, 1024
+GRADIENT_WINDOWS = 32  # of the train split, spread evenly: what blocks are chosen by
 
 
 def wikitext_splits() -> dict[str, Corpus]:
@@ -47,6 +50,7 @@ class Bench:
     data: dict[str, dict[str, Any]]
     _prefixes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _bases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _gradients: dict[tuple[Any, str], dict[str, Tensor]] = field(default_factory=dict)
 
     @classmethod
     @cache
@@ -91,14 +95,35 @@ class Bench:
             self._bases[name] = self.measure(name, layer)
         return self._bases[name]
 
-    def fit(self, config: CUAConfig, training: TrainConfig, folder: Path | None, name: str) -> dict[str, Any]:
-        """Attach, train, measure on split ``name``, save to ``folder`` if given, and detach again."""
-        adapter = cua.attach(self.model, config)
+    def gradients(self, targets: tuple[str, ...] | str, side: str) -> dict[str, Tensor]:
+        """Of all rotations on the train split, see :func:`cua.llm.placement.rotation_gradients`; measured once."""
+        if (targets, side) not in self._gradients:
+            tokens = self.tokens["train"]
+            spread = tokens[torch.linspace(0, len(tokens) - 1, GRADIENT_WINDOWS).long()]
+            config = CUAConfig(targets, side=side)
+            self._gradients[targets, side] = rotation_gradients(self.model, spread, config, progress=True)
+        return self._gradients[targets, side]
+
+    def fit(
+        self,
+        config: CUAConfig,
+        training: TrainConfig,
+        folder: Path | None,
+        name: str,
+        groups: dict[str, Tensor] | None = None,
+        layer: int | None = None,
+    ) -> dict[str, Any]:
+        """Attach, train, measure on split ``name``, save to ``folder`` if given, and detach again.
+
+        Hidden states are kept at ``layer``, or else at the adapter's first layer.
+        """
+        adapter = cua.attach(self.model, config, groups)
         try:
-            layer = adapter.first_layer
+            layer = adapter.first_layer if layer is None else layer
             started = time.perf_counter()
+            split, prefix = SplitModel(self.model, layer), self.prefix("train", layer)
             losses = train(
-                self.model, adapter, self.tokens["train"], training, prefix=self.prefix("train", layer), progress=True
+                self.model, adapter, self.tokens["train"], training, split=split, prefix=prefix, progress=True
             )
             trained = time.perf_counter()
             measured = self.measure(name, layer)
@@ -130,6 +155,7 @@ class WikitextStudy:
         question: what it answers.
         adapter: placement; its readout field is replaced by each of ``readouts``.
         training: schedule; its seed field is replaced by each of ``seeds``.
+        n_blocks: so many blocks, of components chosen by their gradient; ``None``: all components in order.
     """
 
     name: str
@@ -138,15 +164,17 @@ class WikitextStudy:
     training: TrainConfig
     readouts: tuple[str, ...] = ("exact", "sign-constrained")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    n_blocks: int | None = None
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What is recorded of placement and schedule; options of the schedule that are not used are left out."""
+        """What is recorded of placement and schedule; options that are not used are left out."""
+        chosen = {"n_blocks": self.n_blocks, "gradient_windows": GRADIENT_WINDOWS} if self.n_blocks else {}
         return {
-            "adapter": {k: v for k, v in asdict(self.adapter).items() if k != "readout"},
+            "adapter": {k: v for k, v in used(self.adapter).items() if k != "readout"},
             "training": {k: v for k, v in used(self.training).items() if k != "seed"},
             "readouts": self.readouts,
-        }
+        } | chosen
 
     def run(self) -> dict[str, Any]:
         """Record every run that is not recorded yet, and the headline once all are."""
@@ -161,7 +189,11 @@ class WikitextStudy:
                 "data": bench.data,
             }
         )
-        layer = min(self.adapter.layers or (0,))
+        groups = None
+        if self.n_blocks:
+            gradients = bench.gradients(self.adapter.target_modules, self.adapter.side)
+            groups = choose_groups(within(gradients, self.adapter.layers), self.adapter.block_size, self.n_blocks)
+        layer = min(map(layer_number, groups)) if groups else min(self.adapter.layers or (0,))
         trained = {f"{readout}-seed{seed}": (readout, seed) for seed in self.seeds for readout in self.readouts}
         for key in record.missing(["base", *trained]):
             started = time.perf_counter()
@@ -170,7 +202,7 @@ class WikitextStudy:
             else:
                 readout, seed = trained[key]
                 config, training = replace(self.adapter, readout=readout), replace(self.training, seed=seed)
-                run = bench.fit(config, training, ADAPTERS / self.name / key, "test")
+                run = bench.fit(config, training, ADAPTERS / self.name / key, "test", groups)
             record.add(key, run, time.perf_counter() - started)
             print(f"{self.name}, {key}: perplexity {run['perplexity']:.3f}", flush=True)
         if not record.has("base", *trained):
@@ -202,9 +234,15 @@ def run_of(measured: Perplexity) -> dict[str, Any]:
     }
 
 
-def used(training: TrainConfig) -> dict[str, Any]:
-    """The schedule without options that are not used."""
-    return {key: value for key, value in asdict(training).items() if value is not None}
+def within(gradients: dict[str, Tensor], layers: tuple[int, ...] | None) -> dict[str, Tensor]:
+    """Those of some decoder layers only."""
+    return {name: k for name, k in gradients.items() if layers is None or layer_number(name) in layers}
+
+
+def used(options: CUAConfig | TrainConfig) -> dict[str, Any]:
+    """The options without those that came later and are not used, so that records from before them still agree."""
+    later = {"max_k_norm": None, "distillation": 0.0, "temperature": 1.0, "gain": False}
+    return {name: value for name, value in asdict(options).items() if name not in later or value != later[name]}
 
 
 def percent_change(run: dict[str, Any], base: dict[str, Any]) -> float:

@@ -19,7 +19,7 @@ class SplitModel:
 
     Args:
         model: a ``LlamaForCausalLM``.
-        layer: l, 0 to the number of layers; 0 keeps only the embedding below.
+        layer: l, 0 to the number of layers; 0 keeps only the embedding below.  Kept as an attribute.
 
     Raises:
         ValueError: if there is no such layer.
@@ -29,7 +29,7 @@ class SplitModel:
         layers = model.model.layers
         if not 0 <= layer <= len(layers):
             raise ValueError(f"layer {layer}: this model has {len(layers)} decoder layers, so 0 to {len(layers)}")
-        self.head = model.lm_head
+        self.layer, self.head = layer, model.lm_head
         self._below = _view(model.model, layers=layers[:layer], norm=nn.Identity())
         self._above = _view(model.model, layers=layers[layer:])
 

@@ -71,6 +71,7 @@ def train(
     windows: Tensor,
     config: TrainConfig,
     *,
+    split: SplitModel | None = None,
     prefix: Tensor | None = None,
     teacher: Tensor | None = None,
     progress: bool = False,
@@ -82,8 +83,9 @@ def train(
         adapter: from :func:`cua.attach`.
         windows: ``(n, T)`` token ids.
         config: schedule and seed.
-        prefix: hidden states ``(n, T, d)`` from ``SplitModel(model, adapter.first_layer).prefix(windows)``; if absent,
-            computed here for the windows that are drawn.
+        split: at or below the adapter's first layer; at that layer if left out.
+        prefix: hidden states ``(n, T, d)`` from ``split.prefix(windows)``; if left out, computed here for the windows
+            that are drawn.
         teacher: final hidden states ``(n, T, d)`` of the teacher from :func:`teacher_states`, where
             ``config.distillation`` is above 0.
         progress: show a progress bar.
@@ -92,15 +94,18 @@ def train(
         The mean loss of each step in nats a token, before that step's update.
 
     Raises:
-        ValueError: if ``prefix`` does not belong to these windows, this model and the adapter's first layer; if the
-            teacher is missing, not wanted or of another shape; if ``config.batch`` cannot be shared by the processes.
+        ValueError: if the split leaves an adapted layer below it; if ``prefix`` does not belong to it and these
+            windows; if the teacher is missing, not wanted or of another shape; if ``config.batch`` cannot be shared
+            equally by the processes.
     """
     state = PartialState()
     if config.batch % state.num_processes:
         raise ValueError(f"batch={config.batch} cannot be shared equally by {state.num_processes} processes")
     if (teacher is None) != (config.distillation == 0):
         raise ValueError(f"distillation={config.distillation}, but {'no' if teacher is None else 'a'} teacher is given")
-    split = SplitModel(model, adapter.first_layer)
+    split = split or SplitModel(model, adapter.first_layer)
+    if split.layer > adapter.first_layer:
+        raise ValueError(f"a split at layer {split.layer} leaves the adapter of layer {adapter.first_layer} below it")
     if teacher is not None and teacher.shape != (expected := (*windows.shape, split.head.in_features)):
         raise ValueError(f"teacher has shape {tuple(teacher.shape)}; these windows need {expected}")
     drawn = window_order(len(windows), config)

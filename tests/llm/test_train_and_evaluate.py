@@ -80,6 +80,17 @@ def test_a_given_prefix_is_the_computed_one(make_llama, windows):
     assert train(given, adapters[0], windows, config, prefix=prefix) == train(computed, adapters[1], windows, config)
 
 
+def test_a_lower_split_changes_nothing_and_a_higher_one_is_refused(make_llama, windows):
+    config = TrainConfig(steps=6)
+    models = [make_llama() for _ in range(3)]
+    adapters = [attach(model, CUAConfig(layers=(2,))) for model in models]
+    split = SplitModel(models[0], 1)
+    lower = train(models[0], adapters[0], windows, config, split=split, prefix=split.prefix(windows))
+    assert lower == train(models[1], adapters[1], windows, config)
+    with pytest.raises(ValueError, match="a split at layer 3 leaves the adapter of layer 2 below it"):
+        train(models[2], adapters[2], windows, config, split=SplitModel(models[2], 3))
+
+
 def test_the_first_loss_is_that_of_the_base_model(frozen, windows):
     base = perplexity(frozen, windows)
     adapter = attach(frozen, CUAConfig())
