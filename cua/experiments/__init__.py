@@ -4,6 +4,7 @@ from cua.experiments import (
     block_size_selection,
     circuit_speed,
     hardware,
+    ideas,
     noise_frontier,
     placement,
     speed,
@@ -22,5 +23,6 @@ EXPERIMENTS = {
     **{study.name: (study.question, study.run) for study in BLOCK_SIZES},
     noise_frontier.NAME: (noise_frontier.QUESTION, noise_frontier.run),
     hardware.NAME: (hardware.QUESTION, hardware.run),
+    ideas.NAME: (ideas.QUESTION, ideas.run),
     placement.NAME: (placement.QUESTION, placement.run),
 }

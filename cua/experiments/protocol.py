@@ -112,6 +112,7 @@ class Bench:
         name: str,
         groups: dict[str, Tensor] | None = None,
         layer: int | None = None,
+        optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
     ) -> dict[str, Any]:
         """Attach, train, measure on split ``name``, save to ``folder`` if given, and detach again.
 
@@ -122,9 +123,8 @@ class Bench:
             layer = adapter.first_layer if layer is None else layer
             started = time.perf_counter()
             split, prefix = SplitModel(self.model, layer), self.prefix("train", layer)
-            losses = train(
-                self.model, adapter, self.tokens["train"], training, split=split, prefix=prefix, progress=True
-            )
+            options = {"split": split, "prefix": prefix, "optimizer": optimizer, "progress": True}
+            losses = train(self.model, adapter, self.tokens["train"], training, **options)
             trained = time.perf_counter()
             measured = self.measure(name, layer)
             finished = time.perf_counter()

@@ -74,6 +74,7 @@ def train(
     split: SplitModel | None = None,
     prefix: Tensor | None = None,
     teacher: Tensor | None = None,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
     progress: bool = False,
 ) -> list[float]:
     """Minimise the next-token loss, or its mixture with a teacher's, over the adapter's parameters.
@@ -88,6 +89,7 @@ def train(
             that are drawn.
         teacher: final hidden states ``(n, T, d)`` of the teacher from :func:`teacher_states`, where
             ``config.distillation`` is above 0.
+        optimizer: class to make one of, from parameters and learning rate.
         progress: show a progress bar.
 
     Returns:
@@ -117,9 +119,9 @@ def train(
     else:
         split.check_prefix(prefix, windows)
     parameters = adapter.parameters()
-    optimizer = torch.optim.Adam(parameters, lr=config.learning_rate)
+    stepper = optimizer(parameters, lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
+        stepper,
         lambda step: min(1.0, (step + 1) / max(1, config.warmup)) * (1 + math.cos(math.pi * step / config.steps)) / 2,
     )
     losses = []
@@ -132,11 +134,11 @@ def train(
             towards = teacher[batch].to(model.device)
             loss = loss + config.distillation * distillation_kl(output, split.head, towards, config.temperature)
         loss = loss / (config.batch * (windows.shape[1] - 1))
-        optimizer.zero_grad()
+        stepper.zero_grad()
         loss.backward()
         for parameter in parameters:  # each process has seen its share of the windows
             parameter.grad = reduce(parameter.grad, "sum")
-        optimizer.step()
+        stepper.step()
         schedule.step()
         if config.max_k_norm is not None:
             bound_k(adapter, config.max_k_norm)
