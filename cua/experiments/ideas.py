@@ -21,7 +21,7 @@ from cua.llm.train import TrainConfig
 NAME = "ideas"
 QUESTION = "Which use of 864 parameters on the outputs of v_proj lowers held-out validation perplexity most?"
 SEEDS, EVERY = (0, 1, 2), 3  # every third window of the selection split
-TRAINING = TrainConfig(steps=60, learning_rate=0.04, warmup=10)
+TRAINING = TrainConfig(steps=60, learning_rate=0.03, warmup=10)
 PLAIN = CUAConfig(side="output")
 
 

@@ -22,7 +22,7 @@ QUESTION = "Which projection, side and depth lowers held-out validation perplexi
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BANDS = tuple(tuple(range(first, first + 6)) for first in range(0, 30, 6))
 BLOCKS = (144, 1024, 4320)  # of 4x4: 864, 6,144 and 25,920 parameters
-TRAINING = TrainConfig(steps=60, learning_rate=0.04, warmup=10)
+TRAINING = TrainConfig(steps=60, learning_rate=0.02, warmup=10)
 EVERY = 3  # every third window of the selection split
 
 
