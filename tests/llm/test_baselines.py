@@ -1,0 +1,57 @@
+import pytest
+import torch
+from peft import LoraConfig, OFTConfig
+
+from cua import CUAConfig, attach
+from cua.llm.baselines import PeftAdapter
+from cua.llm.train import TrainConfig, train
+
+LORA = {"r": 1, "lora_alpha": 1, "target_modules": ["v_proj"]}
+
+
+@pytest.fixture
+def windows() -> torch.Tensor:
+    return torch.randint(97, (6, 16), generator=torch.Generator().manual_seed(3))
+
+
+def test_lora_trains_alone_and_comes_off(llama, windows, ids):
+    before = {name: p.clone() for name, p in llama.named_parameters()}
+    logits, modules = llama(ids).logits, [name for name, _ in llama.named_modules()]
+    adapter = PeftAdapter(llama, LoraConfig(**LORA, layers_to_transform=[2, 3]))
+    assert adapter.n_parameters == 2 * (32 + 16)
+    assert adapter.first_layer == 2
+    assert torch.equal(llama(ids).logits, logits), "LoRA starts at zero"
+    losses = train(llama, adapter, windows, TrainConfig(steps=30, learning_rate=0.05))
+    assert losses[-1] < losses[0]
+    assert not torch.allclose(llama(ids).logits, logits, atol=0.1)
+    adapter.detach()
+    assert torch.equal(llama(ids).logits, logits)
+    assert [name for name, _ in llama.named_modules()] == modules
+    assert all(torch.equal(p, before[name]) for name, p in llama.named_parameters())
+
+
+def test_seeds_are_of_the_adapter_and_of_nothing_else(make_llama):
+    state = torch.get_rng_state()
+    first, again, other = (
+        torch.cat([p.flatten() for p in PeftAdapter(make_llama(), LoraConfig(**LORA), seed).parameters()])
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    torch.set_rng_state(state)
+    model = make_llama()
+    drawn = torch.get_rng_state()
+    PeftAdapter(model, LoraConfig(**LORA), 5)
+    assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_pefts_oft_and_ours_learn_the_same(make_llama, windows):
+    """K of PEFT is -K/2 of ours, so half the learning rate makes the same steps."""
+    theirs, ours = make_llama(), make_llama()
+    oft = PeftAdapter(theirs, OFTConfig(target_modules=["v_proj"], r=0, oft_block_size=4, use_cayley_neumann=False))
+    cayley = attach(ours, CUAConfig())
+    schedule = {"steps": 10, "warmup": 0}
+    expected = train(ours, cayley, windows, TrainConfig(**schedule, learning_rate=0.04))
+    assert train(theirs, oft, windows, TrainConfig(**schedule, learning_rate=0.02)) == pytest.approx(expected, rel=1e-4)
+    for a, b in zip(oft.parameters(), cayley.parameters(), strict=True):
+        torch.testing.assert_close(-2 * a, b, rtol=0, atol=1e-3)
