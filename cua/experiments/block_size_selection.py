@@ -4,7 +4,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from cua.experiments.protocol import Bench, percent_change, used
+from cua.experiments.bench import Bench
+from cua.experiments.protocol import percent_change, used
 from cua.experiments.record import Record, point
 from cua.experiments.v_proj import BLOCK_SIZES, BOUNDED
 from cua.llm.models import identity

@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import cua
-from cua.experiments.protocol import Bench, mean_interval, percent_change, run_of
+from cua.experiments.bench import Bench, run_of
+from cua.experiments.protocol import mean_interval, percent_change
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, point
 from cua.experiments.v_proj import BOUNDED
 from cua.hybrid import run_on_device, slice_energies

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cua import CUAConfig
 from cua.cayley import cayley, inverse_cayley, skew, unskew
-from cua.experiments.protocol import Bench, mean_interval, percent_change, used
+from cua.experiments.bench import Bench
+from cua.experiments.protocol import mean_interval, percent_change, used
 from cua.experiments.record import Record
 from cua.llm.models import identity
 from cua.llm.placement import choose_groups
@@ -136,7 +137,7 @@ def run() -> dict[str, Any]:
             idea, seed = work[key]
             groups = groups_of(idea, bench.gradients(PLAIN.target_modules, PLAIN.side), seed)
             training = replace(TRAINING, seed=seed)
-            run = bench.fit(idea.config, training, None, "selection", groups, 0, idea.optimizer)
+            run = bench.fit(idea.config, training, None, "selection", groups, 0, optimizer=idea.optimizer)
             run["layers"] = len(groups)
         record.add(key, run, time.perf_counter() - started)
         print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)

@@ -20,7 +20,8 @@ from qiskit_ibm_runtime import fake_provider
 from tqdm.auto import tqdm
 
 import cua
-from cua.experiments.protocol import Bench, change_over_text, mean_interval, percent_change, run_of
+from cua.experiments.bench import Bench, run_of
+from cua.experiments.protocol import change_over_text, mean_interval, percent_change
 from cua.experiments.record import ADAPTERS, Record, adapter_digests
 from cua.experiments.v_proj import BOUNDED, ONE_LAYER
 from cua.hybrid import run_on_circuits

@@ -11,7 +11,8 @@ import torch
 
 from cua import CUAConfig
 from cua.config import SIDES
-from cua.experiments.protocol import Bench, percent_change, used, within
+from cua.experiments.bench import Bench, within
+from cua.experiments.protocol import percent_change, used
 from cua.experiments.record import Record, point
 from cua.llm.models import identity
 from cua.llm.placement import choose_groups

@@ -1,149 +1,23 @@
 """The WikiText-2 protocol that every recorded perplexity follows.
 
-Train on the train split, choose on validation, report once on the whole test split.  Where the train split cannot be
-had (the local copy has none), the first 85 % of the validation articles train and the last 15 % choose.
+Train on the train split, choose on validation, report once on the whole test split; see
+:func:`cua.experiments.bench.wikitext_splits` for where the train split cannot be had.
 """
 
 import time
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import stats
-from torch import Tensor
-from transformers import LlamaForCausalLM
 
-import cua
 from cua import CUAConfig
 from cua.config import layer_number
+from cua.experiments.bench import GRADIENT_WINDOWS, Bench, within
 from cua.experiments.record import ADAPTERS, Record, point
-from cua.llm.data import Corpus, DataUnavailable, load_corpus, windows
-from cua.llm.evaluate import Perplexity, perplexity
-from cua.llm.models import identity, load_model
-from cua.llm.placement import choose_groups, rotation_gradients
-from cua.llm.prefix import SplitModel
-from cua.llm.train import TrainConfig, train
-
-TRAIN_WINDOW, TEST_WINDOW = 512, 1024
-GRADIENT_WINDOWS = 32  # of the train split, spread evenly: what blocks are chosen by
-
-
-def wikitext_splits() -> dict[str, Corpus]:
-    """Corpora "train" and "selection" (for choosing); see the module's first lines."""
-    validation = load_corpus("wikitext-2", "validation")
-    try:
-        return {"train": load_corpus("wikitext-2", "train"), "selection": validation}
-    except DataUnavailable:
-        train_part, selection = validation.divide(0.85)
-        return {"train": train_part, "selection": selection}
-
-
-@dataclass
-class Bench:
-    """One model with its token windows, and hidden states below a layer, computed once and shared by all runs."""
-
-    model: LlamaForCausalLM
-    tokens: dict[str, Tensor]
-    data: dict[str, dict[str, Any]]
-    _prefixes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    _bases: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _gradients: dict[tuple[Any, str], dict[str, Tensor]] = field(default_factory=dict)
-
-    @classmethod
-    @cache
-    def prepare(cls, *, test: bool) -> "Bench":
-        """Load model and text; the test split only where ``test`` is set, so that choosing cannot look at it.
-
-        One bench serves all experiments of a process, with its hidden states.
-        """
-        model, tokenizer = load_model()
-        corpora = wikitext_splits() | ({"test": load_corpus("wikitext-2", "test")} if test else {})
-        lengths = {"train": TRAIN_WINDOW, "selection": TEST_WINDOW, "test": TEST_WINDOW}
-        tokens = {name: windows(tokenizer, corpus.text, lengths[name]) for name, corpus in corpora.items()}
-        data = {
-            name: corpus.provenance()
-            | {
-                "windows": len(tokens[name]),
-                "window": lengths[name],
-                "bos": bool((tokens[name][:, 0] == tokenizer.bos_token_id).all()),
-            }
-            for name, corpus in corpora.items()
-        }
-        return cls(model, tokens, data)
-
-    def prefix(self, name: str, layer: int) -> Tensor:
-        """Hidden states of split ``name`` that enter ``layer``; earlier layers' are dropped."""
-        if (name, layer) not in self._prefixes:
-            self._prefixes = {key: value for key, value in self._prefixes.items() if key[1] == layer}
-            self._prefixes[name, layer] = SplitModel(self.model, layer).prefix(self.tokens[name], progress=True)
-        return self._prefixes[name, layer]
-
-    def measure(self, name: str, layer: int) -> dict[str, Any]:
-        """Perplexity of the model as it stands on split ``name``, with the loss of every window."""
-        split = SplitModel(self.model, layer)
-        measured = perplexity(
-            self.model, self.tokens[name], split=split, prefix=self.prefix(name, layer), progress=True
-        )
-        return run_of(measured)
-
-    def measure_base(self, name: str, layer: int) -> dict[str, Any]:
-        """Perplexity of the model without adapters on split ``name``, once for all experiments of a process."""
-        if name not in self._bases:
-            self._bases[name] = self.measure(name, layer)
-        return self._bases[name]
-
-    def gradients(self, targets: tuple[str, ...] | str, side: str) -> dict[str, Tensor]:
-        """Of all rotations on the train split, see :func:`cua.llm.placement.rotation_gradients`; measured once."""
-        if (targets, side) not in self._gradients:
-            tokens = self.tokens["train"]
-            spread = tokens[torch.linspace(0, len(tokens) - 1, GRADIENT_WINDOWS).long()]
-            config = CUAConfig(targets, side=side)
-            self._gradients[targets, side] = rotation_gradients(self.model, spread, config, progress=True)
-        return self._gradients[targets, side]
-
-    def fit(
-        self,
-        config: CUAConfig,
-        training: TrainConfig,
-        folder: Path | None,
-        name: str,
-        groups: dict[str, Tensor] | None = None,
-        layer: int | None = None,
-        optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
-    ) -> dict[str, Any]:
-        """Attach, train, measure on split ``name``, save to ``folder`` if given, and detach again.
-
-        Hidden states are kept at ``layer``, or else at the adapter's first layer.
-        """
-        adapter = cua.attach(self.model, config, groups)
-        try:
-            layer = adapter.first_layer if layer is None else layer
-            started = time.perf_counter()
-            split, prefix = SplitModel(self.model, layer), self.prefix("train", layer)
-            options = {"split": split, "prefix": prefix, "optimizer": optimizer, "progress": True}
-            losses = train(self.model, adapter, self.tokens["train"], training, **options)
-            trained = time.perf_counter()
-            measured = self.measure(name, layer)
-            finished = time.perf_counter()
-            if folder is not None:
-                cua.save(adapter, folder)
-            with torch.no_grad():
-                norms = [
-                    torch.linalg.matrix_norm(cua.skew(module.theta, config.block_size), 2).max().item()
-                    for module in adapter.modules.values()
-                ]
-        finally:
-            adapter.detach()
-        return {
-            "parameters": adapter.n_parameters,
-            "train_loss": [round(loss, 5) for loss in losses],
-            "train_s": round(trained - started, 1),
-            "measure_s": round(finished - trained, 1),
-            "largest_k_norm": round(max(norms), 4),
-        } | measured
+from cua.llm.models import identity
+from cua.llm.placement import choose_groups
+from cua.llm.train import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -223,20 +97,6 @@ class WikitextStudy:
             numbers[f"{label}_change"] = mean_interval([percent_change(run, base) for run in mine], "%")
             numbers[f"{label}_change_over_text"] = change_over_text([(run, base) for run in mine])
         return numbers
-
-
-def run_of(measured: Perplexity) -> dict[str, Any]:
-    """What is recorded of a perplexity: its value, the tokens scored and the summed loss of every window, in nats."""
-    return {
-        "perplexity": measured.value,
-        "tokens": measured.tokens,
-        "nll": [round(loss, 4) for loss in measured.nll],
-    }
-
-
-def within(gradients: dict[str, Tensor], layers: tuple[int, ...] | None) -> dict[str, Tensor]:
-    """Those of some decoder layers only."""
-    return {name: k for name, k in gradients.items() if layers is None or layer_number(name) in layers}
 
 
 def used(options: CUAConfig | TrainConfig) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import torch
 
 import cua
 from cua import CUAConfig
-from cua.experiments.protocol import Bench, percent_change, used
+from cua.experiments.bench import Bench
+from cua.experiments.protocol import percent_change, used
 from cua.experiments.record import Record, point
 from cua.llm.models import identity
 from cua.llm.prefix import SplitModel

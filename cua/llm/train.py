@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 
 from cua.adapter import Adapter
 from cua.cayley import skew
+from cua.llm.baselines import PeftAdapter
 from cua.llm.loss import distillation_kl, next_token_nll
 from cua.llm.prefix import SplitModel
 
@@ -67,7 +68,7 @@ def window_order(n_windows: int, config: TrainConfig) -> Tensor:
 
 def train(
     model: LlamaForCausalLM,
-    adapter: Adapter,
+    adapter: Adapter | PeftAdapter,
     windows: Tensor,
     config: TrainConfig,
     *,
@@ -81,7 +82,7 @@ def train(
 
     Args:
         model: carries ``adapter``; everything else stays frozen.
-        adapter: from :func:`cua.attach`.
+        adapter: from :func:`cua.attach`, or of PEFT (which has no blocks, so no ``max_k_norm``).
         windows: ``(n, T)`` token ids.
         config: schedule and seed.
         split: at or below the adapter's first layer; at that layer if left out.
@@ -98,13 +99,15 @@ def train(
     Raises:
         ValueError: if the split leaves an adapted layer below it; if ``prefix`` does not belong to it and these
             windows; if the teacher is missing, not wanted or of another shape; if ``config.batch`` cannot be shared
-            equally by the processes.
+            equally by the processes; if an adapter of PEFT is to keep ``max_k_norm``.
     """
     state = PartialState()
     if config.batch % state.num_processes:
         raise ValueError(f"batch={config.batch} cannot be shared equally by {state.num_processes} processes")
     if (teacher is None) != (config.distillation == 0):
         raise ValueError(f"distillation={config.distillation}, but {'no' if teacher is None else 'a'} teacher is given")
+    if config.max_k_norm is not None and not isinstance(adapter, Adapter):
+        raise ValueError(f"max_k_norm={config.max_k_norm} bounds Cayley blocks; this adapter is of PEFT")
     split = split or SplitModel(model, adapter.first_layer)
     if split.layer > adapter.first_layer:
         raise ValueError(f"a split at layer {split.layer} leaves the adapter of layer {adapter.first_layer} below it")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cua.experiments import block_size_selection, hardware, noise_frontier, record, speed, v_proj_selection
-from cua.experiments.protocol import Bench, change_over_text
+from cua.experiments.bench import Bench
+from cua.experiments.protocol import change_over_text
 from cua.quantum.blocks import Execution
 
 DATA = {"train": {"source": "made up", "sha256": "0" * 64}}

@@ -11,8 +11,9 @@ from torch import nn
 import cua
 from cua import CUAConfig
 from cua.experiments import hardware, noise_frontier
+from cua.experiments.bench import TEST_WINDOW, wikitext_splits
 from cua.experiments.noise_frontier import Case
-from cua.experiments.protocol import TEST_WINDOW, WikitextStudy, percent_change, wikitext_splits
+from cua.experiments.protocol import WikitextStudy, percent_change
 from cua.experiments.record import ADAPTERS, RESULTS
 from cua.experiments.v_proj import ALL_LAYERS, BLOCK_SIZES, BOUNDED, ONE_LAYER
 from cua.hybrid import run_on_circuits

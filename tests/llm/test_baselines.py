@@ -55,3 +55,9 @@ def test_pefts_oft_and_ours_learn_the_same(make_llama, windows):
     assert train(theirs, oft, windows, TrainConfig(**schedule, learning_rate=0.02)) == pytest.approx(expected, rel=1e-4)
     for a, b in zip(oft.parameters(), cayley.parameters(), strict=True):
         torch.testing.assert_close(-2 * a, b, rtol=0, atol=1e-3)
+
+
+def test_a_bound_is_for_cayley_blocks(llama, windows):
+    adapter = PeftAdapter(llama, LoraConfig(**LORA))
+    with pytest.raises(ValueError, match=r"max_k_norm=1\.9 bounds Cayley blocks; this adapter is of PEFT"):
+        train(llama, adapter, windows, TrainConfig(steps=1, max_k_norm=1.9))
