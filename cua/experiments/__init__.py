@@ -3,6 +3,8 @@
 from cua.experiments import (
     block_size_selection,
     circuit_speed,
+    compression,
+    distillation,
     hardware,
     ideas,
     noise_frontier,
@@ -23,6 +25,8 @@ EXPERIMENTS = {
     **{study.name: (study.question, study.run) for study in BLOCK_SIZES},
     noise_frontier.NAME: (noise_frontier.QUESTION, noise_frontier.run),
     hardware.NAME: (hardware.QUESTION, hardware.run),
+    distillation.NAME: (distillation.QUESTION, distillation.run),
+    compression.NAME: (compression.QUESTION, compression.run),
     ideas.NAME: (ideas.QUESTION, ideas.run),
     placement.NAME: (placement.QUESTION, placement.run),
 }

@@ -123,8 +123,8 @@ def compress(
 def truncated_svd(weight: Tensor, kept: float, moment: Tensor) -> tuple[Tensor, int]:
     """The matrix of the rank that ``kept`` allows with the least mean squared error of the projection's output.
 
-    With the moments C = L L^T of the inputs, E|(W - W')x|^2 = |(W - W') L|^2, which the leading left singular vectors U
-    of W L make least: W' = U U^T W.
+    With the root L of the inputs' moments C = L L^T, E|(W - W')x|^2 = |(W - W') L|^2, which the leading left singular
+    vectors U of W L make least: W' = U U^T W.
 
     Args:
         weight: W, ``(out, in)``.
@@ -136,8 +136,9 @@ def truncated_svd(weight: Tensor, kept: float, moment: Tensor) -> tuple[Tensor, 
     """
     out, in_ = weight.shape
     rank = max(1, int(kept * weight.numel() / (out + in_)))
-    ridge = 1e-6 * moment.diagonal().mean() * torch.eye(in_, dtype=moment.dtype)
-    u = torch.linalg.svd(weight.double() @ torch.linalg.cholesky(moment + ridge), full_matrices=False).U[:, :rank]
+    values, vectors = torch.linalg.eigh(moment)  # with few tokens C has no inverse, so no Cholesky root
+    root = vectors * values.clamp(min=1e-6 * values[-1] / in_).sqrt()
+    u = torch.linalg.svd(weight.double() @ root, full_matrices=False).U[:, :rank]
     return (u @ (u.mT @ weight.double())).float(), 16 * rank * (out + in_)
 
 

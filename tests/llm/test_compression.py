@@ -35,6 +35,14 @@ def test_the_svd_is_the_best_matrix_of_its_rank_for_these_inputs():
     assert output_error(weight, small, moment) < 0.8 * output_error(weight, blind, moment)
 
 
+def test_fewer_tokens_than_inputs_are_enough():
+    torch.manual_seed(0)
+    x = torch.randn(6, 36)
+    weight = torch.randn(24, 36)
+    small, _ = truncated_svd(weight, 0.5, (x.mT @ x).double() / 6)  # rank 7: all that these inputs can tell
+    torch.testing.assert_close(small @ x.mT, weight @ x.mT, rtol=0, atol=0.05)
+
+
 def test_a_matrix_of_low_rank_is_kept():
     torch.manual_seed(0)
     weight = torch.randn(24, 5) @ torch.randn(5, 36)

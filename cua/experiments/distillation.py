@@ -1,0 +1,159 @@
+"""When a teacher helps: its whole distribution as the target, beside or instead of the next token.
+
+Two students with the same 6,144 parameters: the model as it is, taught by one that 25,920 parameters adapted, and a
+compressed model, taught by the original.  Measured on held-out validation text, three seeds each.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+import cua
+from cua import CUAConfig
+from cua.experiments.bench import Bench
+from cua.experiments.compression import COMPRESSIONS, compressed
+from cua.experiments.protocol import mean_interval, percent_change, used
+from cua.experiments.record import ADAPTERS, Record, adapter_digests, point
+from cua.llm.loss import distillation_kl
+from cua.llm.models import identity
+from cua.llm.placement import choose_groups
+from cua.llm.train import TrainConfig, teacher_states
+
+NAME = "distillation"
+QUESTION = "When does a teacher's distribution lower held-out perplexity more than the next token alone?"
+SEEDS, EVERY = (0, 1, 2), 3  # every third window of the selection split
+WINDOWS = 128  # of the train split, spread evenly: what the teachers are asked about
+STUDENT, N_BLOCKS = CUAConfig(side="output"), 1024
+TRAINING = TrainConfig(steps=60, learning_rate=0.02, warmup=10)
+ADAPTED_TEACHER = "v_proj_all/exact-seed0"
+COMPRESSION = "svd_mild"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a student learns from.
+
+    Attributes:
+        student: "original" or "compressed".
+        teacher: "none", "itself" (as it is before training), "adapted" or "original".
+        weight: of the teacher in the loss.
+        temperature: of both distributions.
+    """
+
+    student: str
+    teacher: str
+    weight: float = 0.0
+    temperature: float = 1.0
+
+    @property
+    def key(self) -> str:
+        taught = "" if self.teacher == "none" else f"/{self.weight}/{self.temperature}"
+        return f"{self.student}/{self.teacher}{taught}"
+
+
+LESSONS = [
+    Lesson("original", "none"),
+    Lesson("original", "itself", 0.5),
+    *(Lesson("original", "adapted", weight, t) for weight, t in ((0.5, 1.0), (0.5, 2.0), (1.0, 1.0))),
+    Lesson("compressed", "none"),
+    *(Lesson("compressed", "original", weight, t) for weight, t in ((0.5, 1.0), (0.5, 2.0), (1.0, 1.0), (1.0, 2.0))),
+]
+
+
+def run() -> dict[str, Any]:
+    """Every lesson with every seed, and what the teacher's cache loses.
+
+    Raises:
+        FileNotFoundError: if the teacher's adapter is missing, naming the experiment that trains it.
+    """
+    digests = adapter_digests([ADAPTED_TEACHER])
+    full = Bench.prepare(test=False)
+    spread = torch.linspace(0, len(full.tokens["train"]) - 1, WINDOWS).long()
+    tokens = {"train": full.tokens["train"][spread], "selection": full.tokens["selection"][::EVERY]}
+    record = Record(
+        {
+            "name": NAME,
+            "question": QUESTION,
+            "config": {
+                "student": used(STUDENT),
+                "n_blocks": N_BLOCKS,
+                "training": {k: v for k, v in used(TRAINING).items() if k != "seed"},
+                "train_windows": spread.tolist(),
+                "every": EVERY,
+                "compression": COMPRESSION,
+                "adapters_sha256": digests,
+            },
+            "seeds": SEEDS,
+            "model": identity(full.model),
+            "data": full.data,
+        }
+    )
+    work = {f"{lesson.key}/seed{seed}": (lesson, seed) for lesson in LESSONS for seed in SEEDS}
+    names = ["cache", "original", "compressed", *work]
+    bench = Bench(full.model, tokens, full.data)
+    teachers = {name: _teacher(bench, name) for name in ("original", "adapted")}
+    for student in ("original", "compressed"):
+        with compressed(full, COMPRESSIONS[COMPRESSION] if student == "compressed" else None):
+            bench = Bench(full.model, tokens, full.data)
+            for key in record.missing(name for name in names if name.startswith((student, "cache"))):
+                started = time.perf_counter()
+                if key == "cache":
+                    run = _cache(bench, teachers["original"])
+                elif key == student:
+                    run = bench.measure("selection", 0)
+                else:
+                    run = _fit(bench, *work[key], teachers)
+                record.add(key, run, time.perf_counter() - started)
+                print(key, {k: run[k] for k in run if k in ("perplexity", "kl_bf16")}, flush=True)
+    if not record.has(*names):
+        return record.result
+    return record.finish(headline(record.result["runs"]))
+
+
+def _teacher(bench: Bench, name: str) -> torch.Tensor:
+    if name == "original":
+        return teacher_states(bench.model, bench.tokens["train"], progress=True)
+    adapter = cua.load(bench.model, ADAPTERS / ADAPTED_TEACHER)
+    try:
+        return teacher_states(bench.model, bench.tokens["train"], progress=True)
+    finally:
+        adapter.detach()
+
+
+def _fit(bench: Bench, lesson: Lesson, seed: int, teachers: dict[str, torch.Tensor]) -> dict[str, Any]:
+    groups = choose_groups(bench.gradients(STUDENT.target_modules, STUDENT.side), STUDENT.block_size, N_BLOCKS)
+    training = replace(TRAINING, seed=seed, distillation=lesson.weight, temperature=lesson.temperature)
+    teacher = None if lesson.teacher == "none" else teachers["adapted" if lesson.teacher == "adapted" else "original"]
+    return bench.fit(STUDENT, training, None, "selection", groups, 0, teacher=teacher)
+
+
+@torch.no_grad()
+def _cache(bench: Bench, cached: torch.Tensor, n_windows: int = 8) -> dict[str, Any]:
+    """Nats a token between the teacher and its cache, next to what the 64 most likely tokens alone would leave out."""
+    ids = bench.tokens["train"][:n_windows]
+    exact = teacher_states(bench.model, ids, dtype=torch.float32)
+    tokens = ids[:, 1:].numel()
+    kl = distillation_kl(cached[:n_windows].float(), bench.model.lm_head, exact, 1.0).item() / tokens
+    rest = 1 - torch.cat([bench.model.lm_head(h).softmax(-1).topk(64).values.sum(-1) for h in exact])
+    return {
+        "kl_bf16": kl,
+        "outside_top64": rest.mean().item(),
+        "bytes_a_token": 2 * exact.shape[-1],
+        "bytes_of_logits": 4 * bench.model.lm_head.out_features,
+    }
+
+
+def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Change against the student before training, and against the same student without a teacher; over seeds."""
+    numbers = {name: point(value, "1") for name, value in runs["cache"].items()}
+    for lesson in LESSONS:
+        mine = [runs[f"{lesson.key}/seed{seed}"] for seed in SEEDS]
+        alone = [runs[f"{lesson.student}/none/seed{seed}"] for seed in SEEDS]
+        label = lesson.key.replace("/", "_").replace(".", "")
+        numbers[f"{label}_change"] = mean_interval([percent_change(r, runs[lesson.student]) for r in mine], "%")
+        if lesson.teacher != "none":
+            pairs = zip(mine, alone, strict=True)
+            numbers[f"{label}_against_none"] = mean_interval([percent_change(*pair) for pair in pairs], "%")
+    return numbers

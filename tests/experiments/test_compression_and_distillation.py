@@ -1,0 +1,67 @@
+import itertools
+
+import pytest
+import torch
+
+from cua.experiments import compression, distillation
+from cua.experiments.bench import Bench
+from cua.experiments.distillation import LESSONS, Lesson
+from cua.llm.compression import Compression
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_original_comes_back_after_compression(frozen, ids, fails):
+    windows = torch.randint(97, (20, 16), generator=torch.Generator().manual_seed(3))
+    bench = Bench(frozen, {"train": windows}, {})
+    before, logits = {name: p.clone() for name, p in frozen.named_parameters()}, frozen(ids).logits
+    with compression.compressed(bench, None) as share:
+        assert share == 1
+        assert torch.equal(frozen(ids).logits, logits)
+    try:
+        with compression.compressed(bench, Compression("svd", layers=(1, 2), kept=0.3)) as share:
+            assert share < 0.9
+            assert not torch.allclose(frozen(ids).logits, logits, atol=0.01)
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        pass
+    assert all(torch.equal(p, before[name]) for name, p in frozen.named_parameters())
+
+
+def test_headline_of_the_compression_by_hand():
+    """Original 20; compressed 24; with the adapter 21; the original with an adapter 19."""
+    runs = {}
+    for i, (model, keys) in enumerate(compression.work().items()):
+        level = 20.0 if model == "original" else 24.0 + i
+        for key, kind, seed in keys:
+            gain = {"": 0.0, "cua": 1.0 if model == "original" else 3.0, "lora": 0.5}[kind]
+            runs[key] = {"perplexity": level - gain - 0.01 * seed * (kind != ""), "share_of_bits": 0.9}
+    numbers = compression.headline(runs)
+    first, cost = next(iter(compression.COMPRESSIONS)), 5.0
+    assert first == compression.CLAIMED
+    assert numbers[f"{first}_cost"]["value"] == pytest.approx(100 * cost / 20)
+    assert numbers[f"{first}_cua_recovered"]["value"] == pytest.approx(100 * 3.02 / cost)
+    assert numbers[f"{first}_cua_recovered_net"]["value"] == pytest.approx(100 * 2.0 / cost)
+    assert numbers[f"{first}_lora_recovered_net"]["value"] == pytest.approx(0, abs=1e-9)
+    assert numbers["original_cua_change"]["value"] == pytest.approx(-100 * 1.02 / 20)
+    assert "quantised_mild_lora_recovered" not in numbers
+    assert "original_cua_recovered" not in numbers
+
+
+def test_headline_of_the_lessons_by_hand():
+    runs = {"cache": {"kl_bf16": 1e-5}, "original": {"perplexity": 30.0}, "compressed": {"perplexity": 40.0}}
+    for i, (lesson, seed) in enumerate(itertools.product(LESSONS, range(3))):
+        runs[f"{lesson.key}/seed{seed}"] = {"perplexity": runs[lesson.student]["perplexity"] - 1 - 0.1 * i}
+    numbers = distillation.headline(runs)
+    assert numbers["kl_bf16"]["value"] == 1e-5
+    assert numbers["original_none_change"]["value"] == pytest.approx(-100 * 1.1 / 30)
+    expected = sum(100 * ((28.7 - 0.1 * s) / (29.0 - 0.1 * s) - 1) for s in range(3)) / 3
+    assert numbers["original_itself_05_10_against_none"]["value"] == pytest.approx(expected)
+    assert "compressed_none_against_none" not in numbers
+    assert len(numbers) == 1 + len(LESSONS) + sum(lesson.teacher != "none" for lesson in LESSONS)
+
+
+def test_every_lesson_has_a_key_of_its_own():
+    assert len({lesson.key for lesson in LESSONS}) == len(LESSONS)
+    assert Lesson("original", "none").key == "original/none"
+    assert {lesson.student for lesson in LESSONS} == {"original", "compressed"}
