@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
+from torch import Tensor
 
 from cua import CUAConfig
 from cua.config import layer_number
@@ -29,7 +30,8 @@ class WikitextStudy:
         question: what it answers.
         adapter: placement; its readout field is replaced by each of ``readouts``.
         training: schedule; its seed field is replaced by each of ``seeds``.
-        n_blocks: so many blocks, of components chosen by their gradient; ``None``: all components in order.
+        blocks: projections, and how many blocks of components chosen by their gradient each of them gets; empty: all
+            components in order.
     """
 
     name: str
@@ -38,12 +40,12 @@ class WikitextStudy:
     training: TrainConfig
     readouts: tuple[str, ...] = ("exact", "sign-constrained")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    n_blocks: int | None = None
+    blocks: tuple[tuple[str, int], ...] = ()
 
     @property
     def configuration(self) -> dict[str, Any]:
         """What is recorded of placement and schedule; options that are not used are left out."""
-        chosen = {"n_blocks": self.n_blocks, "gradient_windows": GRADIENT_WINDOWS} if self.n_blocks else {}
+        chosen = {"blocks": dict(self.blocks), "gradient_windows": GRADIENT_WINDOWS} if self.blocks else {}
         return {
             "adapter": {k: v for k, v in used(self.adapter).items() if k != "readout"},
             "training": {k: v for k, v in used(self.training).items() if k != "seed"},
@@ -63,10 +65,7 @@ class WikitextStudy:
                 "data": bench.data,
             }
         )
-        groups = None
-        if self.n_blocks:
-            gradients = bench.gradients(self.adapter.target_modules, self.adapter.side)
-            groups = choose_groups(within(gradients, self.adapter.layers), self.adapter.block_size, self.n_blocks)
+        groups = chosen_groups(bench, self.adapter, self.blocks) if self.blocks else None
         layer = min(map(layer_number, groups)) if groups else min(self.adapter.layers or (0,))
         trained = {f"{readout}-seed{seed}": (readout, seed) for seed in self.seeds for readout in self.readouts}
         for key in record.missing(["base", *trained]):
@@ -97,6 +96,16 @@ class WikitextStudy:
             numbers[f"{label}_change"] = mean_interval([percent_change(run, base) for run in mine], "%")
             numbers[f"{label}_change_over_text"] = change_over_text([(run, base) for run in mine])
         return numbers
+
+
+def chosen_groups(bench: Bench, config: CUAConfig, blocks: tuple[tuple[str, int], ...]) -> dict[str, Tensor]:
+    """Components of the blocks of each projection, chosen among the config's layers by their gradient."""
+    gradients = within(bench.gradients(tuple(projection for projection, _ in blocks), config.side), config.layers)
+    groups: dict[str, Tensor] = {}
+    for projection, n_blocks in blocks:
+        mine = {name: k for name, k in gradients.items() if name.endswith(projection)}
+        groups |= choose_groups(mine, config.block_size, n_blocks)
+    return groups
 
 
 def used(options: CUAConfig | TrainConfig) -> dict[str, Any]:
