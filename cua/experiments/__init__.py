@@ -1,7 +1,6 @@
 """Recorded experiments: name -> (question, function that records it)."""
 
 from cua.experiments import (
-    block_size_selection,
     circuit_speed,
     compression,
     distillation,
@@ -9,10 +8,11 @@ from cua.experiments import (
     ideas,
     noise_frontier,
     placement,
+    rate_selection,
     speed,
     v_proj_selection,
 )
-from cua.experiments.v_proj import ALL_LAYERS, BLOCK_SIZES, ONE_LAYER
+from cua.experiments.v_proj import ALL_LAYERS, BLOCK_DIMENSIONS, BLOCK_SIZES, ONE_LAYER
 
 EXPERIMENTS = {
     speed.ADAPTER: (speed.ADAPTER_QUESTION, speed.run_adapter),
@@ -21,8 +21,11 @@ EXPERIMENTS = {
     ONE_LAYER.name: (ONE_LAYER.question, ONE_LAYER.run),
     ALL_LAYERS.name: (ALL_LAYERS.question, ALL_LAYERS.run),
     circuit_speed.NAME: (circuit_speed.QUESTION, circuit_speed.run),
-    block_size_selection.NAME: (block_size_selection.QUESTION, block_size_selection.run),
-    **{study.name: (study.question, study.run) for study in BLOCK_SIZES},
+    **{
+        chosen.name: (chosen.question, chosen.run)
+        for chosen in (rate_selection.BLOCK_SIZE, rate_selection.BLOCK_DIMENSION)
+    },
+    **{study.name: (study.question, study.run) for study in (*BLOCK_SIZES, *BLOCK_DIMENSIONS)},
     noise_frontier.NAME: (noise_frontier.QUESTION, noise_frontier.run),
     hardware.NAME: (hardware.QUESTION, hardware.run),
     distillation.NAME: (distillation.QUESTION, distillation.run),

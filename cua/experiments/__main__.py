@@ -17,7 +17,7 @@ def main() -> None:
         parser.error(f"no experiment {', '.join(unknown)}; there are: {', '.join(EXPERIMENTS)}")
     if not arguments.names:
         for name, (question, _) in EXPERIMENTS.items():
-            print(f"{name:20} {question}")
+            print(f"{name:26} {question}")
         return
     for name in arguments.names:
         _, run = EXPERIMENTS[name]

@@ -20,7 +20,7 @@ ALL_LAYERS = WikitextStudy(
     training=TrainConfig(steps=240, learning_rate=0.02),
 )
 
-# For the noise of chapter 5: other blocks in the same place.  Rates: chosen on validation, see block_size_selection.
+# For the noise of chapter 5: other blocks in the same place.  Rates: chosen on validation, see rate_selection.
 BLOCK_SIZES = [
     WikitextStudy(
         name=f"v_proj_{label}",
@@ -40,3 +40,25 @@ BLOCK_SIZES = [
     ]
 ]
 BOUNDED = BLOCK_SIZES[0]
+
+# For chapter 8: what chapter 5 left out, so that every size is there both exact and sign-constrained.
+_RATES = {
+    study.adapter.block_size: study.training.learning_rate for study in BLOCK_SIZES if study.adapter.strides == (1,)
+}
+BLOCK_DIMENSIONS = [
+    WikitextStudy(
+        name=f"v_proj_{b}x{b}" + ("" if len(readouts) > 1 else "_constrained"),
+        question=f"How far do {b}x{b} blocks on one v_proj lower WikiText-2 perplexity, {' and '.join(readouts)}?",
+        adapter=replace(ONE_LAYER.adapter, block_size=b),
+        training=TrainConfig(steps=240, learning_rate=rate),
+        readouts=readouts,
+        seeds=(0, 1, 2),
+    )
+    for b, rate, readouts in [
+        (2, _RATES[2], ("sign-constrained",)),
+        (8, _RATES[8], ("sign-constrained",)),
+        (16, _RATES[16], ("sign-constrained",)),
+        (32, 0.01, ("exact", "sign-constrained")),
+        (64, 0.01, ("exact", "sign-constrained")),
+    ]
+]

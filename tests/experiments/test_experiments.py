@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cua.experiments import block_size_selection, hardware, noise_frontier, record, speed, v_proj_selection
+from cua.experiments import hardware, noise_frontier, rate_selection, record, speed, v_proj_selection
 from cua.experiments.bench import Bench
 from cua.experiments.protocol import change_over_text
 from cua.quantum.blocks import Execution
@@ -25,7 +25,7 @@ class Stub:
         assert name == "selection"
         return {"perplexity": 20.0, "tokens": 10, "nll": [30.0]}
 
-    def fit(self, config, training, folder, name: str) -> dict:
+    def fit(self, config, training, folder, name: str, groups=None) -> dict:
         assert (folder, name) == (None, "selection")
         self.fitted.append((config, training))
         distance = abs(math.log(training.learning_rate / self.best_rate))
@@ -42,7 +42,7 @@ def stub(llama, monkeypatch, tmp_path):
         monkeypatch.setattr(
             Bench, "prepare", lambda test: bench if not test else pytest.fail("looks at the test split")
         )
-        for module in (v_proj_selection, block_size_selection):
+        for module in (v_proj_selection, rate_selection):
             monkeypatch.setattr(module, "Record", lambda description: record.Record(description, tmp_path))
         return bench
 
@@ -62,12 +62,12 @@ def test_layer_and_rates_with_the_lowest_perplexity_are_selected(stub, monkeypat
     assert len(bench.fitted) == runs, "nothing is trained again"
 
 
-@pytest.mark.parametrize("best", block_size_selection.RATES)
+@pytest.mark.parametrize("best", rate_selection.BLOCK_SIZE.rates)
 def test_the_rate_with_the_lowest_perplexity_is_selected_for_each_size(stub, best):
     bench = stub(best)
-    headline = block_size_selection.run()["headline"]
+    headline = rate_selection.BLOCK_SIZE.run()["headline"]
     assert {number["value"] for name, number in headline.items() if name.endswith("_rate")} == {best}
-    assert len(headline) == 2 * len(block_size_selection.STUDIES)
+    assert len(headline) == 2 * len(rate_selection.BLOCK_SIZE.studies)
     change = headline["v_proj_16x16_selection_change"]["value"]
     assert change == pytest.approx(100 * ((18.0 + 0.1 * 17) / 20 - 1))
     assert {training.steps for _, training in bench.fitted} == {120}

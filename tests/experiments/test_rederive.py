@@ -14,8 +14,9 @@ from cua.experiments import hardware, noise_frontier
 from cua.experiments.bench import TEST_WINDOW, wikitext_splits
 from cua.experiments.noise_frontier import Case
 from cua.experiments.protocol import WikitextStudy, percent_change
+from cua.experiments.rate_selection import SELECTIONS
 from cua.experiments.record import ADAPTERS, RESULTS
-from cua.experiments.v_proj import ALL_LAYERS, BLOCK_SIZES, BOUNDED, ONE_LAYER
+from cua.experiments.v_proj import ALL_LAYERS, BLOCK_DIMENSIONS, BLOCK_SIZES, BOUNDED, ONE_LAYER
 from cua.hybrid import run_on_circuits
 from cua.llm.data import load_corpus, windows
 from cua.llm.evaluate import perplexity
@@ -27,7 +28,9 @@ from cua.quantum.packing import PackedCircuit
 
 # A window's summed loss (about 3,500 nats) is stored to 1e-4; other CPUs and thread counts round differently.
 NATS = 0.05
-STUDIES = [study for study in (ONE_LAYER, ALL_LAYERS, *BLOCK_SIZES) if (RESULTS / f"{study.name}.json").exists()]
+ALL_STUDIES = (ONE_LAYER, ALL_LAYERS, *BLOCK_SIZES, *BLOCK_DIMENSIONS)
+STUDIES = [study for study in ALL_STUDIES if (RESULTS / f"{study.name}.json").exists()]
+CHOOSING = [*(selection.name for selection in SELECTIONS), "v_proj_selection", "placement", "ideas", "distillation"]
 
 needs_copy = pytest.mark.skipif(
     not os.environ.get("CUA_HUB_COPY"), reason="WikiText-2 is not at hand; name a hub copy in CUA_HUB_COPY"
@@ -101,7 +104,7 @@ def test_the_recorded_configuration_is_the_study_as_it_is_now(study: WikitextStu
 
 
 @needs_copy
-@pytest.mark.parametrize("name", ["v_proj_selection", "block_size_selection"])
+@pytest.mark.parametrize("name", CHOOSING)
 def test_selection_looked_at_validation_only_and_its_base_loss_holds(name, embedded):
     model, tokenizer = embedded
     result = recorded(name)
@@ -109,7 +112,13 @@ def test_selection_looked_at_validation_only_and_its_base_loss_holds(name, embed
     selection = wikitext_splits()["selection"]
     assert result["data"]["selection"]["sha256"] == selection.provenance()["sha256"]
     ids = windows(tokenizer, selection.text, TEST_WINDOW)[:1]
-    assert perplexity(model, ids).nll[0] == pytest.approx(result["runs"]["base"]["nll"][0], abs=NATS)
+    base = result["runs"]["original" if name == "distillation" else "base"]
+    assert perplexity(model, ids).nll[0] == pytest.approx(base["nll"][0], abs=NATS)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS, ids=lambda selection: selection.name)
+def test_the_recorded_rates_were_tried_on_the_placements_as_they_are_now(selection):
+    assert recorded(selection.name)["config"] == json.loads(json.dumps(selection.configuration))
 
 
 def test_the_study_uses_what_the_selection_chose():
