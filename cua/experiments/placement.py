@@ -3,6 +3,7 @@
 All of it is measured on held-out validation text, with few steps: an adapter that is to be used is trained longer.
 """
 
+import re
 import time
 from dataclasses import replace
 from typing import Any
@@ -11,24 +12,28 @@ import torch
 
 from cua import CUAConfig
 from cua.config import SIDES
-from cua.experiments.bench import Bench, within
-from cua.experiments.protocol import percent_change, used
+from cua.experiments.bench import Bench
+from cua.experiments.protocol import chosen_groups, percent_change, used
 from cua.experiments.record import Record, point
 from cua.llm.models import identity
-from cua.llm.placement import choose_groups
 from cua.llm.train import TrainConfig
 
 NAME = "placement"
 QUESTION = "Which projection, side and depth lowers held-out validation perplexity most, at 1k, 6k and 25k parameters?"
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BANDS = tuple(tuple(range(first, first + 6)) for first in range(0, 30, 6))
+# Several projections that share the blocks equally; tried after the single ones, on the side that came out ahead.
+MIXTURES = (("v_proj", "o_proj"), ("v_proj", "o_proj", "down_proj"), PROJECTIONS)
 BLOCKS = (144, 1024, 4320)  # of 4x4: 864, 6,144 and 25,920 parameters
 TRAINING = TrainConfig(steps=60, learning_rate=0.02, warmup=10)
 EVERY = 3  # every third window of the selection split
 
 
-def cells(model: torch.nn.Module) -> dict[str, tuple[CUAConfig, int]]:
-    """Placement and number of blocks by name: the smallest budget in each band, the others over all depths."""
+Share = tuple[tuple[str, int], ...]  # projections, and how many blocks each of them has
+
+
+def cells(model: torch.nn.Module) -> dict[str, tuple[CUAConfig, Share]]:
+    """Placement and blocks by name: single projections in each band with the smallest budget, all else over depth."""
     found = {}
     for side in SIDES:
         for projection in PROJECTIONS:
@@ -36,10 +41,16 @@ def cells(model: torch.nn.Module) -> dict[str, tuple[CUAConfig, int]]:
             linear = model.get_submodule("model.layers.0").get_submodule(_path(projection))
             width = linear.in_features if side == "input" else linear.out_features
             for band in BANDS:
-                found[f"{projection}/{side}/{BLOCKS[0]}/{band[0]}-{band[-1]}"] = replace(config, layers=band), BLOCKS[0]
+                share = ((projection, BLOCKS[0]),)
+                found[f"{projection}/{side}/{BLOCKS[0]}/{band[0]}-{band[-1]}"] = replace(config, layers=band), share
             for n_blocks in BLOCKS:
                 if n_blocks <= len(model.model.layers) * (width // config.block_size):
-                    found[f"{projection}/{side}/{n_blocks}/all"] = config, n_blocks
+                    found[f"{projection}/{side}/{n_blocks}/all"] = config, ((projection, n_blocks),)
+    for mixture in MIXTURES:
+        for n_blocks in BLOCKS:
+            name = "all" if mixture == PROJECTIONS else "+".join(mixture)
+            share = tuple((projection, n_blocks // len(mixture)) for projection in mixture)
+            found[f"{name}/input/{n_blocks}/all"] = CUAConfig(mixture), share
     return found
 
 
@@ -61,6 +72,7 @@ def run() -> dict[str, Any]:
                 "adapter": used(CUAConfig()),
                 "blocks": BLOCKS,
                 "bands": BANDS,
+                "mixtures": MIXTURES,
                 "training": used(TRAINING),
                 "every": EVERY,
             },
@@ -78,10 +90,8 @@ def run() -> dict[str, Any]:
         if key == "base":
             run = bench.measure("selection", 0)
         else:
-            config, n_blocks = work[key]
-            gradients = within(full.gradients(PROJECTIONS, config.side), config.layers)
-            of_projection = {name: k for name, k in gradients.items() if name.endswith(config.target_modules)}
-            groups = choose_groups(of_projection, config.block_size, n_blocks)
+            config, share = work[key]
+            groups = chosen_groups(full.gradients(PROJECTIONS, config.side), config, share)
             layer = (config.layers or (0,))[0]
             run = bench.fit(config, TRAINING, None, "selection", groups, layer)
             run["blocks_by_layer"] = {name: len(group) for name, group in groups.items()}
@@ -95,7 +105,7 @@ def run() -> dict[str, Any]:
 def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Change of perplexity of each cell, and what the cells cost."""
     numbers = {
-        "change_" + key.replace("/", "_").replace("-", "_"): point(percent_change(run, runs["base"]), "%")
+        "change_" + re.sub(r"\W", "_", key): point(percent_change(run, runs["base"]), "%")
         for key, run in runs.items()
         if key != "base"
     }

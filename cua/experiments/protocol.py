@@ -65,7 +65,7 @@ class WikitextStudy:
                 "data": bench.data,
             }
         )
-        groups = chosen_groups(bench, self.adapter, self.blocks) if self.blocks else None
+        groups = self.groups(bench)
         layer = min(map(layer_number, groups)) if groups else min(self.adapter.layers or (0,))
         trained = {f"{readout}-seed{seed}": (readout, seed) for seed in self.seeds for readout in self.readouts}
         for key in record.missing(["base", *trained]):
@@ -81,6 +81,13 @@ class WikitextStudy:
         if not record.has("base", *trained):
             return record.result
         return record.finish(self.headline(record.result["runs"]))
+
+    def groups(self, bench: Bench) -> dict[str, Tensor] | None:
+        """The components of the chosen blocks; ``None`` where all are in order."""
+        if not self.blocks:
+            return None
+        gradients = bench.gradients(tuple(projection for projection, _ in self.blocks), self.adapter.side)
+        return chosen_groups(gradients, self.adapter, self.blocks)
 
     def headline(self, runs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Means with 95 % intervals: over training seeds, and (``..._over_text``) over the windows of the test text."""
@@ -98,9 +105,11 @@ class WikitextStudy:
         return numbers
 
 
-def chosen_groups(bench: Bench, config: CUAConfig, blocks: tuple[tuple[str, int], ...]) -> dict[str, Tensor]:
+def chosen_groups(
+    gradients: dict[str, Tensor], config: CUAConfig, blocks: tuple[tuple[str, int], ...]
+) -> dict[str, Tensor]:
     """Components of the blocks of each projection, chosen among the config's layers by their gradient."""
-    gradients = within(bench.gradients(tuple(projection for projection, _ in blocks), config.side), config.layers)
+    gradients = within(gradients, config.layers)
     groups: dict[str, Tensor] = {}
     for projection, n_blocks in blocks:
         mine = {name: k for name, k in gradients.items() if name.endswith(projection)}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cua.experiments.bench import Bench
-from cua.experiments.protocol import WikitextStudy, chosen_groups, percent_change, used
+from cua.experiments.protocol import WikitextStudy, percent_change, used
 from cua.experiments.record import Record, point
 from cua.experiments.v_proj import BLOCK_DIMENSIONS, BLOCK_SIZES, BOUNDED
 from cua.llm.models import identity
@@ -62,8 +62,7 @@ class RateSelection:
             else:
                 study, rate = trained[key]
                 training = replace(study.training, steps=self.steps, learning_rate=rate)
-                groups = chosen_groups(bench, study.adapter, study.blocks) if study.blocks else None
-                run = bench.fit(study.adapter, training, None, "selection", groups)
+                run = bench.fit(study.adapter, training, None, "selection", study.groups(bench))
             record.add(key, run, time.perf_counter() - started)
             print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
         if not record.has("base", *trained):
