@@ -115,7 +115,7 @@ def slice_energies(adapter: Adapter, ids: Tensor) -> list[NDArray[np.float64]]:
 
         return run
 
-    with _running(adapter, runner):
+    with run_blocks(adapter, runner):
         adapter.model(ids)
     return energies
 
@@ -131,7 +131,7 @@ def run_on_circuits(adapter: Adapter, execution: Execution) -> AbstractContextMa
     """
 
     streams = count()
-    return _running(adapter, lambda q: BlockRunner(q, execution, next(streams)))
+    return run_blocks(adapter, lambda q: BlockRunner(q, execution, next(streams)))
 
 
 def run_on_device(
@@ -170,11 +170,21 @@ def run_on_device(
         layer = next(layers)
         return DeviceRunner(q, jobs, mitigation, None if importance is None else importance[layer], noise, layer)
 
-    return _running(adapter, runner)
+    return run_blocks(adapter, runner)
 
 
 @contextmanager
-def _running(adapter: Adapter, run: Callable[[NDArray[np.float64]], Runner]) -> Iterator[None]:
+def run_blocks(adapter: Adapter, run: Callable[[NDArray[np.float64]], Runner]) -> Iterator[None]:
+    """Inside this context every block of the adapter is evaluated by what ``run`` makes of it.
+
+    No gradients are kept; the blocks are those of the moment of entry.
+
+    Args:
+        adapter: attached to a model.
+        run: called on entry for each layer and stride with its blocks, ``(n_blocks, b, b)``; gives what turns slices
+            into outputs, both ``(tokens, n_blocks, b)`` in float64.
+    """
+
     def executor(q: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         runner = run(q.numpy())
 

@@ -124,9 +124,9 @@ def point(value: float, unit: str) -> dict[str, Any]:
 def quote(number: dict[str, Any], digits: int = 2) -> str:
     """A headline number as text, with its 95 % interval: the only way that chapters state a recorded result."""
     unit = "" if number["unit"] == "1" else f" {number['unit']}"
-    text = f"{number['value']:,.{digits}f}{unit}"
+    text = f"{number['value']:z,.{digits}f}{unit}"  # z: no minus in front of a zero
     if number["low"] is not None:
-        text += f" [{number['low']:,.{digits}f}, {number['high']:,.{digits}f}]"
+        text += f" [{number['low']:z,.{digits}f}, {number['high']:z,.{digits}f}]"
     return text
 
 

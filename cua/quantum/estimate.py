@@ -12,6 +12,10 @@ y' = u - v for the same vector with the signs of some components turned over.  A
 |T u + T v| = |T u - T v| component by component, that is if in every component T u or T v vanishes.  With H (x) H such
 pairs exist, (a, -a, b, b) and (-a, a, b, b) among them, and slices near them get rare only like 1/shots, so that wrong
 signs cost a constant factor (we measured 4 to 8) at any number of shots.  With r no pair exists but u = 0 or v = 0.
+
+**Larger blocks.**  The superdense circuit and r are for 4x4.  For b = 2^n there is :func:`sign_faithful_by_qubit`:
+after a Hadamard gate on one qubit the frequencies of two components that differ in its bit differ by 2 y_k y_k', so
+n + 1 settings tell the sign of every component relative to n others.
 """
 
 import numpy as np
@@ -90,6 +94,70 @@ def sign_faithful(
         best = np.where(better, score, best)
         y = np.where(better[..., None], np.where(overlap < 0, -1.0, 1.0)[..., None] * candidate, y)
     return length * y
+
+
+def hadamard(b: int, qubit: int) -> NDArray[np.float64]:
+    """A Hadamard gate on the qubit that is bit ``qubit`` of a component's number: ``(b, b)``, its own inverse."""
+    k, bit = np.arange(b), 1 << qubit
+    h = np.diag(np.where(k & bit, -1.0, 1.0))
+    h[k, k ^ bit] = 1.0
+    return h / np.sqrt(2)
+
+
+def sign_faithful_by_qubit(x: NDArray[np.float64], counts: NDArray[np.float64], rounds: int = 4) -> NDArray[np.float64]:
+    """Estimate y = Q x of blocks of b = 2^n, signs and all, from n + 1 settings.
+
+    With f the frequencies after a Hadamard gate on qubit q, and k, k' two components that differ in that bit,
+
+        f_k - f_k' = 2 y_k y_k'.
+
+    Signs spread from the largest component along the differences that stand out most from their shot noise.  Then, a
+    few times, y becomes the mean of what the settings say, weighted by shots: each its measured magnitudes with the
+    signs that the last y predicts, turned back.
+
+    Args:
+        x: slices ``(..., b)``.
+        counts: ``(n + 1, ..., b)``: of Q x, then of H_q Q x for each qubit q, see :func:`hadamard`.
+        rounds: of that mean.
+
+    Returns:
+        Estimates of y, ``(..., b)``, of length |x|, with <x, y> >= 0; that is right for every x only if |K|_2 < 2,
+        which is not checked here.  The mean squared error goes to (b - 1)/(4 shots) |x|^2, shots being those of all
+        settings.
+
+    Raises:
+        ValueError: if b is no power of two, or counts are not those of n + 1 settings of slices like ``x``.
+    """
+    b = x.shape[-1]
+    n = b.bit_length() - 1
+    if b != 1 << n or counts.shape != (n + 1, *x.shape):
+        raise ValueError(
+            f"counts {counts.shape}, slices {x.shape}: expected b a power of two, and (1 + log2(b), ..., b) counts"
+        )
+    k, turns = np.arange(b), [hadamard(b, q) for q in range(n)]
+    shots, roots = counts.sum(-1, keepdims=True), _root(counts)
+    difference, evidence = np.zeros((*x.shape, n)), np.zeros((*x.shape, n))  # along edges of the hypercube
+    for q in range(n):
+        f, bit = roots[q + 1] ** 2, 1 << q
+        low, high = f[..., k & ~bit], f[..., k | bit]
+        difference[..., q] = low - high
+        evidence[..., q] = abs(low - high) * roots[0] * roots[0][..., k ^ bit] / np.maximum(low + high, 1e-300)
+    sign = np.zeros(x.shape)
+    np.put_along_axis(sign, roots[0].argmax(-1)[..., None], 1.0, -1)
+    for _ in range(b - 1):  # a maximum spanning tree, from its root
+        theirs = np.stack([sign[..., k ^ (1 << q)] for q in range(n)], -1)
+        edges = np.where((theirs != 0) & (sign == 0)[..., None], evidence, -1.0).reshape(*x.shape[:-1], -1)
+        best = edges.argmax(-1)[..., None]
+        known = (theirs * np.where(difference < 0, -1.0, 1.0)).reshape(edges.shape)
+        np.put_along_axis(sign, best // n, np.take_along_axis(known, best, -1), -1)
+    y = sign * roots[0]
+    for _ in range(rounds):
+        total = shots[0] * np.copysign(roots[0], y)
+        for turn, m, weight in zip(turns, roots[1:], shots[1:], strict=True):
+            total += weight * (np.copysign(m, y @ turn) @ turn)
+        y = total / np.maximum(_length(total), np.finfo(float).tiny)
+    overlap = (x * y).sum(-1, keepdims=True)
+    return _length(x) * np.where(overlap < 0, -1.0, 1.0) * y
 
 
 def _log_likelihood(

@@ -1,9 +1,18 @@
 import numpy as np
 import pytest
+from qiskit.circuit.library import HGate
+from qiskit.quantum_info import Operator, Statevector
 from scipy.optimize import minimize
 
 from cua.quantum.circuits import quaternion_product
-from cua.quantum.estimate import QUARTER_TURN, sample, sign_constrained, sign_faithful
+from cua.quantum.estimate import (
+    QUARTER_TURN,
+    hadamard,
+    sample,
+    sign_constrained,
+    sign_faithful,
+    sign_faithful_by_qubit,
+)
 
 
 @pytest.fixture
@@ -238,3 +247,65 @@ def test_the_prior_helps_at_few_shots(rotations, rng, norm, wrong):
     counts, counts_h = sample(p, 32, rng), sample(p_h, 32, rng)
     right = squared_errors(sign_faithful(x, counts, counts_h, overlap), x, y).mean()
     assert 1.3 * right < squared_errors(sign_faithful(x, counts, counts_h, wrong), x, y).mean()
+
+
+@pytest.mark.parametrize("b", [2, 8, 64])
+def test_hadamard_is_the_gate_on_one_qubit(b, rng):
+    y = rng.normal(size=b)
+    state = Statevector(y / np.linalg.norm(y))
+    for qubit in range(b.bit_length() - 1):
+        expected = state.evolve(Operator(HGate()), [qubit]).data.real * np.linalg.norm(y)
+        np.testing.assert_allclose(hadamard(b, qubit) @ y, expected, atol=1e-12)
+
+
+def by_qubit(q, x, shots, rng):
+    """Outputs of one block, and its counts in all n + 1 settings; frequencies without noise if ``shots`` is None."""
+    b = x.shape[-1]
+    y = x @ q.T
+    settings = [np.eye(b), *(hadamard(b, k) for k in range(b.bit_length() - 1))]
+    p = np.stack([(y @ turn) ** 2 / (x**2).sum(-1, keepdims=True) for turn in settings])
+    return y, p if shots is None else sample(p, shots // len(settings), rng)
+
+
+@pytest.mark.parametrize("b", [2, 4, 8, 16, 32, 64])
+def test_signs_by_qubit_are_exact_without_shot_noise(rotations, rng, b):
+    x = rng.normal(size=(200, b))
+    y, counts = by_qubit(rotations(1, b=b, norm=1.9)[0], x, None, rng)
+    np.testing.assert_allclose(sign_faithful_by_qubit(x, counts), y, atol=1e-6)
+
+
+def test_signs_by_qubit_with_zeros_that_leave_the_rest_connected():
+    y = np.array([0.0, 0.5, -0.7, 0.2, 0.0, 0.1, 0.4, -0.3])
+    _, counts = by_qubit(np.eye(8), y[None], None, None)
+    np.testing.assert_allclose(sign_faithful_by_qubit(y[None], counts)[0], y, atol=1e-7)
+
+
+@pytest.mark.parametrize("b", [2, 4, 8, 16, 32, 64])
+def test_signs_by_qubit_come_near_the_quantum_limit(rotations, rng, b):
+    """(b - 1)/(4 shots), with 65,536 shots in all settings together."""
+    x, shots = rng.normal(size=(500, b)), 65536
+    y, counts = by_qubit(rotations(1, b=b, norm=1.0)[0], x, shots, rng)
+    limit = (b - 1) / (4 * shots)
+    error = squared_errors(sign_faithful_by_qubit(x, counts), x, y).mean()
+    assert 0.85 * limit < error < 1.2 * limit
+
+
+@pytest.mark.parametrize("shots", [7, 70, 700])
+def test_signs_by_qubit_keep_the_length_at_few_shots(rotations, rng, shots):
+    x = rng.normal(size=(50, 64)) * 1e-3
+    _, counts = by_qubit(rotations(1, b=64, norm=1.0)[0], x, shots, rng)
+    estimate = sign_faithful_by_qubit(x, counts)
+    np.testing.assert_allclose((estimate**2).sum(-1), (x**2).sum(-1))
+    assert ((estimate * x).sum(-1) >= 0).all()
+
+
+def test_signs_by_qubit_of_nothing():
+    x = np.ones((3, 8))
+    assert not sign_faithful_by_qubit(np.zeros((3, 8)), np.ones((4, 3, 8))).any()
+    assert not sign_faithful_by_qubit(x, np.zeros((4, 3, 8))).any()
+
+
+@pytest.mark.parametrize(("b", "settings"), [(6, 3), (8, 3), (8, 5)])
+def test_signs_by_qubit_refuse_what_does_not_fit(b, settings):
+    with pytest.raises(ValueError, match="power of two"):
+        sign_faithful_by_qubit(np.ones((5, b)), np.ones((settings, 5, b)))
