@@ -1,6 +1,8 @@
 """Recorded experiments: name -> (question, function that records it)."""
 
 from cua.experiments import (
+    block_readout,
+    budget_circuits,
     circuit_speed,
     compression,
     distillation,
@@ -12,6 +14,7 @@ from cua.experiments import (
     speed,
     v_proj_selection,
 )
+from cua.experiments.budgets import BUDGETS
 from cua.experiments.v_proj import ALL_LAYERS, BLOCK_DIMENSIONS, BLOCK_SIZES, ONE_LAYER
 
 EXPERIMENTS = {
@@ -25,10 +28,13 @@ EXPERIMENTS = {
         chosen.name: (chosen.question, chosen.run)
         for chosen in (rate_selection.BLOCK_SIZE, rate_selection.BLOCK_DIMENSION)
     },
-    **{study.name: (study.question, study.run) for study in (*BLOCK_SIZES, *BLOCK_DIMENSIONS)},
+    **{study.name: (study.question, study.run) for study in (*BLOCK_SIZES, *BLOCK_DIMENSIONS, *BUDGETS)},
     noise_frontier.NAME: (noise_frontier.QUESTION, noise_frontier.run),
+    block_readout.NAME: (block_readout.QUESTION, block_readout.run),
+    budget_circuits.NAME: (budget_circuits.QUESTION, budget_circuits.run),
     hardware.NAME: (hardware.QUESTION, hardware.run),
     distillation.NAME: (distillation.QUESTION, distillation.run),
+    compression.RATES_NAME: (compression.RATES_QUESTION, compression.run_rates),
     compression.NAME: (compression.QUESTION, compression.run),
     ideas.NAME: (ideas.QUESTION, ideas.run),
     placement.NAME: (placement.QUESTION, placement.run),

@@ -10,8 +10,9 @@ from torch import nn
 
 import cua
 from cua import CUAConfig
-from cua.experiments import hardware, noise_frontier
+from cua.experiments import block_readout, budget_circuits, compression, hardware, noise_frontier, placement
 from cua.experiments.bench import TEST_WINDOW, wikitext_splits
+from cua.experiments.budgets import BUDGETS, PROJECTIONS
 from cua.experiments.noise_frontier import Case
 from cua.experiments.protocol import WikitextStudy, percent_change
 from cua.experiments.rate_selection import SELECTIONS
@@ -28,9 +29,10 @@ from cua.quantum.packing import PackedCircuit
 
 # A window's summed loss (about 3,500 nats) is stored to 1e-4; other CPUs and thread counts round differently.
 NATS = 0.05
-ALL_STUDIES = (ONE_LAYER, ALL_LAYERS, *BLOCK_SIZES, *BLOCK_DIMENSIONS)
+ALL_STUDIES = (ONE_LAYER, ALL_LAYERS, *BLOCK_SIZES, *BLOCK_DIMENSIONS, *BUDGETS)
 STUDIES = [study for study in ALL_STUDIES if (RESULTS / f"{study.name}.json").exists()]
 CHOOSING = [*(selection.name for selection in SELECTIONS), "v_proj_selection", "placement", "ideas", "distillation"]
+CHOOSING += [compression.RATES_NAME]
 
 needs_copy = pytest.mark.skipif(
     not os.environ.get("CUA_HUB_COPY"), reason="WikiText-2 is not at hand; name a hub copy in CUA_HUB_COPY"
@@ -139,6 +141,45 @@ def test_the_studies_of_other_blocks_use_the_rates_that_were_chosen():
         if study is not BOUNDED:
             assert study.training.learning_rate == chosen[f"{study.name}_rate"]["value"], study.name
     assert BOUNDED.training.learning_rate == ONE_LAYER.training.learning_rate
+
+
+@pytest.mark.parametrize(("study", "n_blocks"), list(zip(BUDGETS, placement.BLOCKS, strict=True)))
+def test_the_budgets_are_spent_where_validation_text_says(study, n_blocks):
+    result = recorded("placement")
+    if result["status"] != "complete":
+        pytest.skip("placement is not complete")
+    everywhere = {key: run for key, run in result["runs"].items() if key.endswith(f"/{n_blocks}/all")}
+    best = min(everywhere, key=lambda key: everywhere[key]["perplexity"])
+    assert best == f"{'+'.join(PROJECTIONS)}/input/{n_blocks}/all"
+    assert study.training.learning_rate == result["config"]["training"]["learning_rate"]
+
+
+def test_adapters_on_compressed_models_use_the_rates_that_were_chosen():
+    chosen = recorded(compression.RATES_NAME)["headline"]
+    if not chosen:
+        pytest.skip("the rates are not complete")
+    assert compression.TRAINING.learning_rate == chosen["cua_rate"]["value"]
+    assert chosen["lora_rate"]["value"] == compression.LORA_RATE
+
+
+def test_the_headline_of_the_compression_follows_from_its_runs():
+    result = recorded("compression")
+    if result["status"] == "complete":
+        assert_same(result["headline"], compression.headline(result["runs"]))
+
+
+def test_the_headline_of_the_readings_follows_from_the_runs():
+    result = recorded("block_readout")
+    if result["status"] == "complete":
+        assert_same(result["headline"], block_readout.headline(result["runs"]))
+
+
+def test_the_headline_of_the_budgets_on_circuits_follows_from_the_runs():
+    result = recorded("budget_circuits")
+    if result["status"] == "complete":
+        studies = {study.name: recorded(study.name)["runs"] for study in BUDGETS}
+        exact = {name: runs[f"exact-seed{budget_circuits.SEED}"] for name, runs in studies.items()}
+        assert_same(result["headline"], budget_circuits.headline(result["runs"], exact, studies["budget_1k"]["base"]))
 
 
 @pytest.mark.parametrize("study", [study for study in STUDIES if study.training.max_k_norm], ids=lambda s: s.name)

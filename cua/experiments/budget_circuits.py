@@ -1,0 +1,94 @@
+"""The adapters of :mod:`.budgets` with every block run as a noisy circuit, on the whole test split.
+
+Blocks of one seed, trained on the exact readout, on the simulated Marrakesh, signs read faithfully from two settings.
+The **noise penalty** is the change of test perplexity against the same adapter evaluated without circuits.
+"""
+
+import time
+from typing import Any
+
+from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
+from tqdm.auto import tqdm
+
+import cua
+from cua.experiments.bench import Bench, run_of
+from cua.experiments.budgets import BUDGETS
+from cua.experiments.noise_frontier import CUTOFF, deal
+from cua.experiments.protocol import change_over_text
+from cua.experiments.record import ADAPTERS, Record, adapter_digests, load_result
+from cua.hybrid import run_on_circuits
+from cua.llm.evaluate import perplexity
+from cua.llm.models import identity
+from cua.quantum.blocks import Execution
+from cua.quantum.layout import disjoint_paths
+from cua.quantum.noise import DeviceNoise
+
+NAME = "budget_circuits"
+QUESTION = "What does a device's noise leave of the best adapters of about 1,000, 6,000 and 25,000 parameters?"
+SEED, SHOTS, MITIGATIONS = 0, 8192, ("none", "readout+depolarising")
+PART = 32  # windows a run, so that little is lost when one is interrupted
+
+
+def run() -> dict[str, Any]:
+    """Every budget with each mitigation, part by part; a part's number is the seed of its shots.
+
+    Raises:
+        FileNotFoundError: if an adapter or its study is missing, naming the experiment that makes it.
+    """
+    paths = {study.name: f"{study.name}/exact-seed{SEED}" for study in BUDGETS}
+    adapters = adapter_digests(paths.values())
+    exact = {name: load_result(name)["runs"][f"exact-seed{SEED}"] for name in paths}
+    backend = FakeMarrakesh()
+    noise = DeviceNoise(backend)
+    places = deal(disjoint_paths(backend, 2, cutoff=CUTOFF), SEED)
+    bench = Bench.prepare(test=True)
+    parts = bench.tokens["test"].split(PART)
+    record = Record(
+        {
+            "name": NAME,
+            "question": QUESTION,
+            "config": {
+                "device": "fake_marrakesh",
+                "cutoff": CUTOFF,
+                "shots": SHOTS,
+                "readout": "sign-faithful",
+                "windows_a_part": PART,
+                "adapters_sha256": adapters,
+            },
+            "seeds": [SEED],
+            "model": identity(bench.model),
+            "data": {"test": bench.data["test"]},
+        }
+    )
+    work = {
+        f"{name}/{mitigation}/{part}": (paths[name], mitigation, part)
+        for name in paths
+        for mitigation in MITIGATIONS
+        for part in range(len(parts))
+    }
+    for key in record.missing(tqdm(work, desc=NAME, unit="run")):
+        started = time.perf_counter()
+        path, mitigation, part = work[key]
+        adapter = cua.load(bench.model, ADAPTERS / path)
+        execution = Execution(shots=SHOTS, noise=noise, places=places, mitigation=mitigation, seed=part)
+        with run_on_circuits(adapter, execution):
+            measured = perplexity(bench.model, parts[part])
+        adapter.detach()
+        record.add(key, run_of(measured), time.perf_counter() - started)
+    if not record.has(*work):
+        return record.result
+    return record.finish(headline(record.result["runs"], exact, load_result(BUDGETS[0].name)["runs"]["base"]))
+
+
+def headline(runs: dict[str, Any], exact: dict[str, dict[str, Any]], base: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Penalty against the exact adapter and change against the base model, over windows of text, by budget."""
+    numbers = {}
+    for name, reference in exact.items():
+        for mitigation in MITIGATIONS:
+            n_parts = -(-len(base["nll"]) // PART)
+            mine = [runs[f"{name}/{mitigation}/{part}"] for part in range(n_parts)]
+            noisy = {"nll": [nll for part in mine for nll in part["nll"]], "tokens": base["tokens"]}
+            label = f"{name}_{mitigation.replace('+', '_')}"
+            numbers[f"penalty_{label}"] = change_over_text([(noisy, reference)])
+            numbers[f"change_{label}"] = change_over_text([(noisy, base)])
+    return numbers

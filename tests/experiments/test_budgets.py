@@ -1,0 +1,87 @@
+"""Budgets, and what reads their blocks from counts."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cua import attach
+from cua.experiments import block_readout, budget_circuits, placement
+from cua.experiments.bench import Bench
+from cua.experiments.budgets import BUDGETS
+from cua.experiments.protocol import chosen_groups
+
+
+@pytest.mark.parametrize(("study", "most"), list(zip(BUDGETS, (1000, 6144, 25920), strict=True)))
+def test_a_budget_is_kept(study, most):
+    parameters = 6 * sum(n_blocks for _, n_blocks in study.blocks)
+    assert 0.85 * most < parameters <= most
+    assert study.training.max_k_norm < 2, "or else signs cannot be read"
+
+
+def test_every_projection_of_a_mixture_gets_its_share(frozen):
+    windows = torch.randint(97, (32, 16), generator=torch.Generator().manual_seed(0))
+    bench = Bench(frozen, {"train": windows}, {})
+    work = placement.cells(frozen)
+    config, share = work["v_proj+o_proj/input/144/all"]
+    share = tuple((projection, n_blocks // 36) for projection, n_blocks in share)
+    groups = chosen_groups(bench.gradients(placement.PROJECTIONS, "input"), config, share)
+    assert [sum(len(g) for name, g in groups.items() if name.endswith(p)) for p, _ in share] == [2, 2]
+    adapter = attach(frozen, config, groups)
+    assert adapter.n_parameters == 24
+
+
+def test_cells_cover_every_projection_side_and_budget(llama):
+    work = placement.cells(llama)
+    singles = {(p, s) for p in placement.PROJECTIONS for s in ("input", "output")}
+    assert {tuple(key.split("/")[:2]) for key in work if "+" not in key and not key.startswith("all")} == singles
+    assert all(sum(n for _, n in share) <= int(key.split("/")[2]) for key, (_, share) in work.items())
+
+
+@pytest.mark.parametrize("b", [2, 8, 32])
+def test_counted_outputs_come_near_the_product(rotations, b):
+    x, q = np.random.default_rng(b).normal(size=(40, 3, b)), rotations(3, b=b, norm=1.2)
+    x[3, 1] = 0.0
+    y = np.einsum("nij,tnj->tni", q, x)
+    found = block_readout.counted(q, np.random.default_rng(0), 1_000_000, x)
+    assert np.abs(found - y).max() < 0.03 * np.linalg.norm(x, axis=-1).max()
+    assert not found[3, 1].any()
+    fewer = block_readout.counted(q, np.random.default_rng(0), 1000, x)
+    assert 100 < ((fewer - y) ** 2).mean() / ((found - y) ** 2).mean() < 10_000
+
+
+def test_headline_of_the_readings_by_hand():
+    """As trained 20; turned back 21; counted 22; the second and third seed a little more."""
+    level = {"as trained": 20.0, "bounded": 21.0, "sign-faithful": 22.0}
+    runs = {
+        f"{b}/{reading}/{seed}": _run(level[reading] + 0.1 * seed * (reading != "as trained"))
+        for b in block_readout.TRAINED
+        for reading in level
+        for seed in block_readout.SEEDS
+    }
+    numbers = block_readout.headline(runs)
+    assert numbers["penalty_32x32_bounded"]["value"] == pytest.approx(5.5)
+    assert numbers["penalty_2x2_sign_faithful"]["value"] == pytest.approx(10.5)
+    assert numbers["penalty_2x2_sign_faithful"]["low"] < 10.5 < numbers["penalty_2x2_sign_faithful"]["high"]
+    assert len(numbers) == 4 * len(block_readout.TRAINED)
+
+
+def test_headline_of_the_budgets_on_circuits_puts_the_parts_together():
+    """Forty windows in two parts: base 30, exact 25, on circuits 26 in the first part and 27 in the second."""
+    n, runs, exact = 40, {}, {}
+    base = _run(30.0, n)
+    for study in BUDGETS:
+        exact[study.name] = _run(25.0, n)
+        for mitigation in budget_circuits.MITIGATIONS:
+            runs[f"{study.name}/{mitigation}/0"] = _run(26.0, 32)
+            runs[f"{study.name}/{mitigation}/1"] = _run(27.0, 8)
+    numbers = budget_circuits.headline(runs, exact, base)
+    noisy = math.exp((32 * math.log(26) + 8 * math.log(27)) / 40)
+    assert numbers["penalty_budget_6k_none"]["value"] == pytest.approx(100 * (noisy / 25 - 1))
+    assert numbers["change_budget_1k_readout_depolarising"]["value"] == pytest.approx(100 * (noisy / 30 - 1))
+    assert len(numbers) == 2 * 2 * len(BUDGETS)
+
+
+def _run(perplexity: float, n_windows: int = 4) -> dict:
+    return {"perplexity": perplexity, "nll": [10 * math.log(perplexity)] * n_windows, "tokens": 10 * n_windows}
