@@ -92,11 +92,14 @@ def test_headline_of_the_ideas_by_hand():
 def test_cells_of_the_placement_fit_the_model(embedded):
     model, _ = embedded
     cells = placement.cells(model)
-    assert len(cells) == 14 * 5 + 14 + 14 + 12
+    assert len(cells) == 14 * 5 + 14 + 14 + 12 + 9
     assert "v_proj/output/4320/all" not in cells, "192 wide: 1,440 blocks"
-    for name, (config, n_blocks) in cells.items():
+    for name, (config, share) in cells.items():
         adapter = attach(model, config)
-        assert n_blocks <= sum(len(module.theta) for module in adapter.modules.values()), name
+        for projection, n_blocks in share:
+            mine = [module.theta for path, module in adapter.modules.items() if path.endswith(projection)]
+            assert n_blocks <= sum(map(len, mine)), name
+        assert sum(n for _, n in share) <= int(name.split("/")[2])
         assert adapter.first_layer == (config.layers or (0,))[0]
         adapter.detach()
     assert isinstance(cells["q_proj/input/144/6-11"][0], CUAConfig)
