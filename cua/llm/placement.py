@@ -113,14 +113,19 @@ def _grow(gradient: Tensor, block_size: int, n_blocks: int) -> list[tuple[float,
     """Disjoint blocks of one layer with their scores."""
     size = gradient.abs().clone()
     size.fill_diagonal_(-torch.inf)  # and so become rows and columns that are taken
+    largest, partner = size.max(1)  # of each row
     blocks = []
     for _ in range(n_blocks):
-        group = list(divmod(size.argmax().item(), len(size)))
-        score = size[group[0], group[1]].item()
+        first = largest.argmax().item()
+        group = [first, partner[first].item()]
+        score = largest[first].item()
         while len(group) < block_size:
             ties = size[group].sum(0)
             group.append(ties.argmax().item())
             score += ties[group[-1]].item()
         blocks.append((score, group))
         size[group], size[:, group] = -torch.inf, -torch.inf
+        largest[group] = -torch.inf
+        alone = torch.isin(partner, torch.tensor(group)) & (largest > -torch.inf)
+        largest[alone], partner[alone] = size[alone].max(1)
     return blocks
