@@ -16,16 +16,16 @@
 #
 # ```{admonition} The question
 # :class: tip
-# A block on $n$ qubits rotates $2^n$ components. Does perplexity fall with every qubit more, in the same place and with the same
-# number of parameters? Is there a better use of a parameter? And what have the blocks learned?
+# A block on $n$ qubits rotates $2^n$ components. Does perplexity fall with every qubit more, in the same place and with
+# the same number of parameters? Is there a better use of a parameter? And what have the blocks learned?
 #
-# *You need:* chapters [5](05_noise) and [7](07_wikitext). *Run time:* about 30 seconds. *Numbers here are* **live** *or*
-# **recorded**; *what the* **paper** *reports is for the same model.*
+# *You need:* chapters [5](05_noise) and [7](07_wikitext). *Run time:* about 30 seconds. *Numbers here are* **live**
+# *or* **recorded**; *what the* **paper** *reports is for the same model.*
 # ```
 #
-# The **paper** trained SmolLM2-135M with blocks of several sizes and found that perplexity falls monotonically with the block
-# dimension. A larger block has more parameters, $b(b-1)/2$ where two blocks of half the size have half as many, so two
-# questions hide in one: does the *place* gain from larger blocks, and does a *parameter*?
+# The **paper** trained SmolLM2-135M with blocks of several sizes and found that perplexity falls monotonically with the
+# block dimension. A larger block has more parameters, $b(b-1)/2$ where two blocks of half the size have half as many,
+# so two questions hide in one: does the *place* gain from larger blocks, and does a *parameter*?
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up, on Colab only"}
 # NBVAL_SKIP
@@ -47,23 +47,27 @@ import numpy as np
 import torch
 
 import cua
-from cua.analysis import entangling_power, operator_schmidt, random_blocks, rotation_angles
+from cua.analysis import (
+    entangling_power,
+    operator_schmidt,
+    random_blocks,
+    rotation_angles,
+)
 from cua.cayley import cayley, skew
 from cua.experiments.block_readout import counted
 from cua.experiments.ideas import IDEAS
 from cua.experiments.record import ADAPTERS, load_result, quote
 from cua.llm.models import load_model
 from cua.plotting import COLOURS, interval, use_style
-from cua.quantum.estimate import hadamard
 
 use_style()
 
 # %% [markdown]
 # ## In the same place
 #
-# **Recorded**: all 576 inputs of one `v_proj`, that of layer 20, in blocks of 2 to 64 neighbouring components, each size at
-# the learning rate that validation text chose for it, 240 steps, whole WikiText-2 test split. 4×4 with five seeds, the others
-# with three. Read exactly, and with signs copied from the input:
+# **Recorded**: all 576 inputs of one `v_proj`, that of layer 20, in blocks of 2 to 64 neighbouring components, each
+# size at the learning rate that validation text chose for it, 240 steps, whole WikiText-2 test split. 4×4 with five
+# seeds, the others with three. Read exactly, and with signs copied from the input:
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-dimension", "caption": "Recorded: change of test perplexity against the dimension of the blocks, on the inputs of one v_proj. Numbers: parameters. Bars: 95 % over seeds."}, "image": {"alt": "Change of perplexity against block dimension from 2 to 64 on a logarithmic axis, for exact readout and for signs copied from the input."}}
 SIZES = (2, 4, 8, 16, 32, 64)
@@ -77,7 +81,8 @@ for shift, key, colour, look, label in (
     (0.97, "exact_change", "exact", "o-", "exact"),
     (1.03, "sign_constrained_change", "sign-constrained", "s--", "signs copied from the input"),
 ):
-    axes.plot(np.array(SIZES) * shift, [study[key]["value"] for study in studies.values()], look[1:], color=COLOURS[colour])
+    values = [study[key]["value"] for study in studies.values()]
+    axes.plot(np.array(SIZES) * shift, values, look[1:], color=COLOURS[colour])
     for b, study in studies.items():
         interval(axes, study[key], x=b * shift, fmt=look[0], color=COLOURS[colour], label=label if b == 2 else None)
 labels = [f"{b}\n{study['parameters']['value']:,.0f}" for b, study in studies.items()]
@@ -93,49 +98,52 @@ plt.show()
 #
 # ## Signs of larger blocks
 #
-# Chapter [4](04_circuits) reads the signs of a 4×4 block from a second setting that is special to two qubits. For $n$ qubits
-# there is a plain one: a Hadamard gate on one qubit before the measurement. Two components $k, k'$ that differ in that qubit's bit
-# then come out with frequencies $(y_k \pm y_{k'})^2/2$, whose difference,
+# Chapter [4](04_circuits) reads the signs of a 4×4 block from a second setting that is special to two qubits. For $n$
+# qubits there is a plain one: a Hadamard gate on one qubit before the measurement. Two components $k, k'$ that differ
+# in that qubit's bit then come out with frequencies $(y_k \pm y_{k'})^2/2$, whose difference,
 #
 # $$f_k - f_{k'} = 2\,y_k\,y_{k'},$$
 #
-# has the sign of the one relative to the other. The $n$ qubits join every component to $n$ others, along the edges of a hypercube, so
-# $n + 1$ settings give all relative signs many times over, and $\langle x, Qx\rangle > 0$ gives the last one, as long as
-# $\lVert K\rVert_2 < 2$. Start from the largest component, walk along the most certain differences, then average what all
-# settings say about $y$. How close does this come to $(b-1)/4n_\mathrm{shots}$, the least squared error that quantum mechanics
-# allows an unbiased estimate?
+# has the sign of the one relative to the other. The $n$ qubits join every component to $n$ others, along the edges of a
+# hypercube, so $n + 1$ settings give all relative signs many times over, and $\langle x, Qx\rangle > 0$ gives the last
+# one, as long as $\lVert K\rVert_2 < 2$. Start from the largest component, walk along the most certain differences,
+# then average what all settings say about $y$. How close does this come to $(b-1)/4n_\mathrm{shots}$, the least squared
+# error that quantum mechanics allows an unbiased estimate?
 
 # %%
 rng, shots = np.random.default_rng(0), 8192
 print("squared error over the limit, 8,192 shots in all settings together")
+print("         settings   mean of all slices   less the worst 1 %")
 for b in SIZES:
     k = skew(torch.from_numpy(rng.normal(size=(1, b * (b - 1) // 2))), b)
     q = cayley(k / torch.linalg.matrix_norm(k, 2)).numpy()
-    x = rng.normal(size=(300, 1, b))
-    error = ((counted(q, rng, shots, x) - x @ q[0].T) ** 2).sum() / (x**2).sum()
-    print(f"{b:3}x{b:<2}  {1 + b.bit_length() - 1} settings: {error * 4 * shots / (b - 1):.1f}")
+    x = rng.normal(size=(2000, 1, b))
+    error = ((counted(q, rng, shots, x) - x @ q[0].T) ** 2).sum(-1) / (x**2).sum(-1) * 4 * shots / (b - 1)
+    print(f"{b:3}x{b:<2}  {b.bit_length():7} {error.mean():17.1f} {np.sort(error, axis=0)[:1980].mean():20.1f}")
 
 # %% [markdown]
-# Random slices, that is. Those of a language model have a few large components and many small ones, which makes signs harder to tell and
-# matter less. **Recorded**: what reading from 8,192 shots, on perfect qubits, costs the trained adapters, on 16 windows
-# of the test split ({download}`block_readout.json <results/block_readout.json>`). Blocks with $\lVert K\rVert_2 > 1.9$ are
-# turned back to 1.9 first, which has a price of its own; the second column includes it:
+# A few slices are read wrongly: those whose large components are joined through small ones alone. (For 4×4 the setting
+# of chapter [4](04_circuits) has no such slices.) And these are random; those of a language model have a few large
+# components and many small ones, which makes signs harder to tell and matter less. **Recorded**: what reading from
+# 8,192 shots, on perfect qubits, costs the trained adapters, on 16 windows of the test split
+# ({download}`block_readout.json <results/block_readout.json>`). Blocks with $\lVert K\rVert_2 > 1.9$ are turned back to
+# 1.9 first, which has a price of its own; the second column includes it:
 
 # %%
 readout = load_result("block_readout")["headline"]
-print(f"{'change of perplexity':6}   {'turned back':24} turned back and read")
+print(f"{'penalty':8} {'turned back':24} turned back and read")
 for b in SIZES:
     turned, read = (readout[f"penalty_{b}x{b}_{reading}"] for reading in ("bounded", "sign_faithful"))
-    print(f"{b:9}x{b:<10}   {quote(turned, 3):24} {quote(read, 3)}")
+    print(f"{b:3}x{b:<4} {quote(turned, 3):24} {quote(read, 3)}")
 
 # %% [markdown]
 # ## With the same number of parameters
 #
 # Now hold the number of parameters at 840 to 992 and let each size choose its components by slopes (chapter
-# [7](07_wikitext)) among the outputs of all thirty `v_proj`. While we are at it, other uses of so many parameters, each of which
-# stays orthogonal and runs as circuits: **recorded**, validation text, 60 steps, three seeds
-# ({download}`ideas.json <results/ideas.json>`). "Against plain" compares with all 4×4 blocks of the three best layers, seed
-# by seed:
+# [7](07_wikitext)) among the outputs of all thirty `v_proj`. While we are at it, other uses of so many parameters, each
+# of which stays orthogonal and runs as circuits: **recorded**, validation text, 60 steps, three seeds
+# ({download}`ideas.json <results/ideas.json>`). "Against plain" compares with all 4×4 blocks of the three best layers,
+# seed by seed:
 
 # %%
 ideas = load_result("ideas")["headline"]
@@ -154,9 +162,10 @@ for name, idea in IDEAS.items():
 #
 # ## What the blocks learned
 #
-# Take the five adapters with 25,920 parameters on the inputs of all `v_proj` (chapter [3](03_training)): 4,320 blocks each, of
-# neighbouring components. A rotation in four dimensions turns two planes, by angles $\varphi = 2\arctan(\lambda/2)$ with $\pm i\lambda$
-# the eigenvalues of $K$. How far did they turn, and how does that depend on depth?
+# Take the five adapters with 25,920 parameters on the inputs of all `v_proj` (chapter [3](03_training)): 4,320 blocks
+# each, of neighbouring components. A rotation in four dimensions turns two planes, by angles $\varphi =
+# 2\arctan(\lambda/2)$ with $\pm i\lambda$ the eigenvalues of $K$. How far did they turn, and how does that depend on
+# depth?
 
 # %%
 model, _ = load_model()
@@ -171,8 +180,9 @@ print(f"median of the larger angle {angles[..., 0].median():.0f}°, of the small
 print(f"share of blocks that turn a plane by more than 90°: {100 * (angles[..., 0] > 90).double().mean():.1f} %")
 
 # %% [markdown]
-# Then compare two seeds. They saw the same text in another order. Is the rotation of a block a property of the model and the text,
-# or of the order? The cosine between the parameters of the same layer, trained twice, tells: 0 for unrelated directions, 1 for the same.
+# Then compare two seeds. They saw the same text in another order. Is the rotation of a block a property of the model
+# and the text, or of the order? The cosine between the parameters of the same layer, trained twice, tells: 0 for
+# unrelated directions, 1 for the same.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-depth", "caption": "Live, from the recorded adapters: by decoder layer, the larger rotation angle of a block (left; line: median, band: quartiles, all five seeds) and the cosine between the parameters of two seeds (right; line: mean of the ten pairs of seeds, band: smallest to largest)."}, "image": {"alt": "Two panels against decoder layer. Left: rotation angles. Right: cosine between seeds, rising with depth."}}
 figure, (left, right) = plt.subplots(1, 2)
@@ -191,10 +201,11 @@ plt.show()
 # %% [markdown]
 # ### As gates on two qubits
 #
-# A 4×4 orthogonal matrix is also a gate on two qubits. Written as $Q = \sum_i s_i\,A_i\otimes B_i$, its **operator Schmidt**
-# coefficients say how far it is from a product of one-qubit gates, which has a single one; its **entangling power** is the mean linear
-# entropy that it makes out of product states {cite}`zanardi2000entangling`. The paper looks at trained blocks in this way. To see
-# what *training* put there, compare with blocks that turn by the same angles in planes drawn at random:
+# A 4×4 orthogonal matrix is also a gate on two qubits. Written as $Q = \sum_i s_i\,A_i\otimes B_i$, its **operator
+# Schmidt** coefficients say how far it is from a product of one-qubit gates, which has a single one; its **entangling
+# power** is the mean linear entropy that it makes out of product states {cite}`zanardi2000entangling`. The paper looks
+# at trained blocks in this way. To see what *training* put there, compare with blocks that turn by the same angles in
+# planes drawn at random:
 
 # %%
 q = cayley(skew(thetas[0].flatten(0, 1).double(), 4))
@@ -207,47 +218,50 @@ for label, blocks in (("trained", q), ("random planes", drawn)):
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-entangling", "caption": "Live, from the recorded adapter of seed 0: entangling power of its 4,320 blocks, and of random blocks with the same angles. At most 2/9 for two qubits."}, "image": {"alt": "Two histograms of the entangling power that nearly coincide."}}
 figure, axes = plt.subplots()
 bins = np.linspace(0, 2 / 9, 60)
-axes.hist(entangling_power(q).numpy(), bins, histtype="step", linewidth=2, color=COLOURS["exact"], label="trained")
-axes.hist(entangling_power(drawn), bins, histtype="step", linewidth=2, linestyle="--", color=COLOURS["base"], label="random planes")
+look = {"histtype": "step", "linewidth": 2}
+axes.hist(entangling_power(q).numpy(), bins, color=COLOURS["exact"], label="trained", **look)
+axes.hist(entangling_power(drawn).numpy(), bins, linestyle="--", color=COLOURS["base"], label="random planes", **look)
 axes.set(xlabel="entangling power", ylabel="blocks")
 axes.legend()
 plt.show()
 
 # %% [markdown]
-# The two can hardly be told apart. That is as it should be: which component of the hidden state is called 00, 01, 10 or 11 is an
-# accident of numbering, and training does not see the tensor product. What it sees are four numbers.
+# The two can hardly be told apart. That is as it should be: which component of the hidden state is called 00, 01, 10 or
+# 11 is an accident of numbering, and training does not see the tensor product. What it sees are four numbers.
 #
 # ## What we learned
 #
 # TODO
 #
-# **What this does not show.** One projection in one layer, for the sizes; larger blocks may pay differently elsewhere. Validation text
-# and sixty steps, for the ideas. Larger blocks were read on perfect qubits only: with noise they lose most of what they gain, as
-# chapter [5](05_noise) shows. And nothing in the entangling power is evidence for or against a use of entanglement: the
-# blocks are 4×4 matrices.
+# **What this does not show.** One projection in one layer, for the sizes; larger blocks may pay differently elsewhere.
+# Validation text and sixty steps, for the ideas. Larger blocks were read on perfect qubits only: with noise they lose
+# most of what they gain, as chapter [5](05_noise) shows. And nothing in the entangling power is evidence for or against
+# a use of entanglement: the blocks are 4×4 matrices.
 #
 # ## Exercises
 #
 # **1.** How many parameters do blocks of $b$ components on a vector of width $w$ have, and what is that for $b = w$?
 #
 # ```{dropdown} Solution
-# $w/b$ blocks of $b(b-1)/2$ are $w(b-1)/2$: nearly proportional to the block dimension. For $b = w$ it is $w(w-1)/2$, a free rotation of
-# the whole vector. Doubling $b$ doubles the parameters, the circuit's two-qubit gates grow fourfold.
+# $w/b$ blocks of $b(b-1)/2$ are $w(b-1)/2$: nearly proportional to the block dimension. For $b = w$ it is $w(w-1)/2$, a
+# free rotation of the whole vector. Doubling $b$ doubles the parameters, the circuit's two-qubit gates grow fourfold.
 # ```
 #
-# **2.** Show that reading signs fails for `y = [0.7, 0, 0, 0.7]`, and say why it does not matter how many shots are taken.
+# **2.** Show that reading signs fails for `y = [0.7, 0, 0, 0.7]`, and say why it does not matter how many shots are
+# taken.
 #
 # ```{dropdown} Solution
-# Components 00 and 11 differ in both bits, and both of their neighbours, 01 and 10, are zero: every difference $2y_ky_{k'}$ along an edge
-# vanishes. The two are not connected. A setting with Hadamard gates on both qubits would tell, or the quaternion of chapter
-# [4](04_circuits). In practice no component is exactly zero, but the closer, the more shots.
+# Components 00 and 11 differ in both bits, and both of their neighbours, 01 and 10, are zero: every difference
+# $2y_ky_{k'}$ along an edge vanishes. The two are not connected. A setting with Hadamard gates on both qubits would
+# tell, or the quaternion of chapter [4](04_circuits). In practice no component is exactly zero, but the closer, the
+# more shots.
 # ```
 #
-# **3.** Rotate all blocks of an adapter by the same change of basis, `P.T @ Q @ P` with a permutation `P` of four components. Does the
-# entangling power change? Do the angles?
+# **3.** Rotate all blocks of an adapter by the same change of basis, `P.T @ Q @ P` with a permutation `P` of four
+# components. Does the entangling power change? Do the angles?
 #
 # ```{dropdown} Solution
-# The angles do not: the eigenvalues stay. The entangling power does in general, unless `P` is a product of one-qubit gates, perhaps times a
-# swap (exchanging 00 with 01 *and* 10 with 11 is one; exchanging 10 with 11 alone is a CNOT). So it says as much about the numbering
-# as about the rotation.
+# The angles do not: the eigenvalues stay. The entangling power does in general, unless `P` is a product of one-qubit
+# gates, perhaps times a swap (exchanging 00 with 01 *and* 10 with 11 is one; exchanging 10 with 11 alone is a CNOT). So
+# it says as much about the numbering as about the rotation.
 # ```

@@ -16,18 +16,18 @@
 #
 # ```{admonition} The question
 # :class: tip
-# Compress a language model, freeze it, and train an adapter on it. How much of what was lost comes back, and how much of that is
-# recovery rather than adaptation to the text? And does a teacher help?
+# Compress a language model, freeze it, and train an adapter on it. How much of what was lost comes back, and how much
+# of that is recovery rather than adaptation to the text? And does a teacher help?
 #
-# *You need:* chapters [3](03_training) and [7](07_wikitext). *Run time:* about 60 seconds. *Numbers here are* **live** *or*
-# **recorded**; *the* **paper**'s *recovery of 83 % is reported for the same model.*
+# *You need:* chapters [3](03_training) and [7](07_wikitext). *Run time:* about 60 seconds. *Numbers here are* **live**
+# *or* **recorded**; *the* **paper**'s *recovery of 83 % is reported for the same model.*
 # ```
 #
-# The **paper** compresses SmolLM2-135M with tensor networks, puts adapters on all its 210 projections and reports that 83 % of
-# the loss are recovered. With $P$ the perplexity of the original, $C$ of the compressed model and $A$ of the compressed model
-# with its adapter, that share is $(C - A)/(C - P)$. But an adapter that is trained on WikiText lowers WikiText perplexity on *any*
-# model, compressed or not, as the chapters before this one show. So a control belongs beside it: the same adapter, trained in the
-# same way, on the original.
+# The **paper** compresses SmolLM2-135M with tensor networks, puts adapters on all its 210 projections and reports that
+# 83 % of the loss are recovered. With $P$ the perplexity of the original, $C$ of the compressed model and $A$ of the
+# compressed model with its adapter, that share is $(C - A)/(C - P)$. But an adapter that is trained on WikiText lowers
+# WikiText perplexity on *any* model, compressed or not, as the chapters before this one show. So a control belongs
+# beside it: the same adapter, trained in the same way, on the original.
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up, on Colab only"}
 # NBVAL_SKIP
@@ -45,13 +45,18 @@ if importlib.util.find_spec("cua") is None:
 
 # %%
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
 
 from cua.experiments.compression import COMPRESSIONS
 from cua.experiments.distillation import LESSONS
 from cua.experiments.record import load_result, quote
-from cua.llm.compression import Compression, input_moments, quantised, tensor_train, truncated_svd
+from cua.llm.compression import (
+    Compression,
+    input_moments,
+    quantised,
+    tensor_train,
+    truncated_svd,
+)
 from cua.llm.data import load_corpus, windows
 from cua.llm.loss import distillation_kl
 from cua.llm.models import load_model
@@ -66,15 +71,16 @@ ids = text[torch.linspace(0, len(text) - 1, 8).long()]
 # %% [markdown]
 # ## Three ways to make a matrix smaller
 #
-# **Truncated SVD** writes a projection as a product of two thin matrices. Which directions to keep? Those in which the *outputs* are
-# large, not the weights: with $C = \mathbb{E}\,xx^\top = LL^\top$ the mean squared error of the output is
+# **Truncated SVD** writes a projection as a product of two thin matrices. Which directions to keep? Those in which the
+# *outputs* are large, not the weights: with $C = \mathbb{E}\,xx^\top = LL^\top$ the mean squared error of the output is
 # $\lVert (W - W')L\rVert_F^2$, which the leading left singular vectors $U$ of $WL$ make least, $W' = UU^\top W$
-# {cite}`wang2024svdllm`. A **tensor train** of two cores, also called matrix product operator, splits rows and columns into two
-# indices each and cuts the bond between the two pairs {cite}`oseledets2011tensor,tomut2024compactifai`; the decomposition is
-# TensorLy's {cite}`kossaifi2019tensorly`. **Quantisation** rounds weights to a few bits, in small groups that share a scale.
+# {cite}`wang2024svdllm`. A **tensor train** of two cores, also called matrix product operator, splits rows and columns
+# into two indices each and cuts the bond between the two pairs {cite}`oseledets2011tensor,tomut2024compactifai`; the
+# decomposition is TensorLy's {cite}`kossaifi2019tensorly`. **Quantisation** rounds weights to a few bits, in small
+# groups that share a scale.
 #
-# All on one matrix of the model, at about the same number of bits (of 16 a weight); the error is that of the output, relative to its
-# mean square, on the inputs that this matrix sees:
+# All on one matrix of the model, at about the same number of bits (of 16 a weight); the error is that of the output,
+# relative to its mean square, on the inputs that this matrix sees:
 
 # %%
 NAME = "model.layers.12.mlp.up_proj"
@@ -98,32 +104,35 @@ for label, (small, bits) in {
     print(f"{label:26} {bits / weight.numel():.1f} bits a weight, squared error {100 * output_error(small):5.1f} %")
 
 # %% [markdown]
-# Rounding wins by far: the singular values of these matrices fall slowly, so that there is little to cut. (That is why serious
-# compression by tensor networks retrains what it has cut.) To have losses of comparable size, the factorised models below keep 90 % of
-# the numbers of their MLP projections, in some of the layers, while the quantised ones round every projection. The packaged model
-# has been quantised to 4 bits once already, by other rules; what we compress is what came out of that.
+# Rounding wins by far: the singular values of these matrices fall slowly, so that there is little to cut. (That is why
+# serious compression by tensor networks retrains what it has cut.) To have losses of comparable size, the factorised
+# models below keep 90 % of the numbers of their MLP projections, in some of the layers, while the quantised ones round
+# every projection. The packaged model has been quantised to 4 bits once already, by other rules; what we compress is
+# what came out of that.
 #
 # ## What comes back
 #
-# **Recorded** ({download}`compression.json <results/compression.json>`): each compressed model is frozen, and an adapter of 25,920
-# parameters (4×4 blocks of chosen components on the inputs of all `v_proj`) trained on it for 60 steps; perplexity on 48 windows
-# spread evenly over WikiText-2's test split. On the first model, and on the original, with five seeds and with LoRA (rank 1 on the same
-# projections, 23,040 parameters) beside it; on the others three. Learning rates were chosen on validation text
-# ({download}`compression_rates.json <results/compression_rates.json>`), for each of the two adapters by itself.
+# **Recorded** ({download}`compression.json <results/compression.json>`): each compressed model is frozen, and an
+# adapter of 25,920 parameters (4×4 blocks of chosen components on the inputs of all `v_proj`) trained on it for 60
+# steps; perplexity on 48 windows spread evenly over WikiText-2's test split. On the first model, and on the original,
+# with five seeds and with LoRA (rank 1 on the same projections, 23,040 parameters) beside it; on the others three.
+# Learning rates were chosen on validation text ({download}`compression_rates.json <results/compression_rates.json>`),
+# for each of the two adapters by itself.
 
 # %%
 compression = load_result("compression")["headline"]
 print(f"original: {quote(compression['original_perplexity'])}; every linear layer counted at 16 bits a weight")
 print(f"{'':20} {'bits left':>9}  {'costs':>8}   recovered")
 for name in COMPRESSIONS:
-    bits, cost = (compression[f"{name}_{key}"] for key in ("share_of_bits", "cost"))
-    print(f"{name:20} {100 * bits['value']:7.1f} %  {quote(cost, 1):>8}   {quote(compression[f'{name}_cua_recovered'], 0)}")
+    bits, cost, recovered = (compression[f"{name}_{key}"] for key in ("share_of_bits", "cost", "cua_recovered"))
+    print(f"{name:20} {100 * bits['value']:7.1f} %  {quote(cost, 1):>8}   {quote(recovered, 0)}")
 
 # %% [markdown]
-# More than all of it, in places: an adapted model that is better than the original was cannot owe that to recovery. So train
-# the original as well, to perplexity $P'$. Both models have adapters now, and what is left of the gap between them is
-# $\ln(A/P')$ nats a token, of $\ln(C/P)$ before. The **net share** is what has closed, $1 - \ln(A/P')/\ln(C/P)$: 100 % if the compressed
-# model with its adapter is as good as the original with its own, 0 % if the adapter does the same for both.
+# More than all of it, in places: an adapted model that is better than the original was cannot owe that to recovery. So
+# train the original as well, to perplexity $P'$. Both models have adapters now, and what is left of the gap between
+# them is $\ln(A/P')$ nats a token, of $\ln(C/P)$ before. The **net share** is what has closed, $1 -
+# \ln(A/P')/\ln(C/P)$: 100 % if the compressed model with its adapter is as good as the original with its own, 0 % if
+# the adapter does the same for both.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-recovery", "caption": "Recorded: share of the compression's loss that 25,920 parameters win back (filled), and the net share, after the same training of the original (open). Dashed: the paper's 83 %, to be compared with the filled marks. Bars: 95 % over seeds."}, "image": {"alt": "For six compressed models, recovered share and net share in per cent. Net shares are far smaller."}}
 figure, axes = plt.subplots()
@@ -143,7 +152,8 @@ plt.show()
 first = next(iter(COMPRESSIONS))
 print(f"{'':6} {'on the original':28} {'on ' + first:28}")
 for kind in ("cua", "lora"):
-    print(f"{kind:6} {quote(compression[f'original_{kind}_change']):28} {quote(compression[f'{first}_{kind}_change']):28}")
+    changes = [quote(compression[f"{name}_{kind}_change"]) for name in ("original", first)]
+    print(f"{kind:6} {changes[0]:28} {changes[1]:28}")
     recovered, net = (quote(compression[f"{first}_{kind}_{key}"], 0) for key in ("recovered", "recovered_net"))
     print(f"{'':6} recovered {recovered}, net {net}")
 
@@ -152,13 +162,16 @@ for kind in ("cua", "lora"):
 #
 # ## Does a teacher help?
 #
-# The paper trains with *knowledge distillation* beside the usual loss: the student is to give every token the probability that a
-# teacher gives it, not only a high one to the token that came {cite}`hinton2015distilling`. With temperature $\tau$ and weight $w$,
+# The paper trains with *knowledge distillation* beside the usual loss: the student is to give every token the
+# probability that a teacher gives it, not only a high one to the token that came {cite}`hinton2015distilling`. With
+# temperature $\tau$ and weight $w$,
 #
-# $$L = (1-w)\,L_\text{next token} + w\,\tau^2\,\mathrm{KL}\big(p_\text{teacher}^{1/\tau}\,\big\Vert\,p_\text{student}^{1/\tau}\big).$$
+# $$L = (1-w)\,L_\text{next token}
+# + w\,\tau^2\,\mathrm{KL}\big(p_\text{teacher}^{1/\tau}\,\big\Vert\,p_\text{student}^{1/\tau}\big).$$
 #
-# A teacher's logits are 49,152 numbers a token. But teacher and student share their last matrix, so we store the teacher's final hidden
-# state instead, 576 numbers in 16 bits, and make the logits when they are needed. Nothing is cut off; what is lost is the rounding:
+# A teacher's logits are 49,152 numbers a token. But teacher and student share their last matrix, so we store the
+# teacher's final hidden state instead, 576 numbers in 16 bits, and make the logits when they are needed. Nothing is cut
+# off; what is lost is the rounding:
 
 # %%
 cached = teacher_states(model, ids[:2])
@@ -172,10 +185,10 @@ print(f"the 64 likeliest tokens alone would leave out {100 * (1 - top.mean()):.0
 print(f"{cached[0, 0].numel() * 2:,} bytes a token instead of {model.lm_head.out_features * 4:,}")
 
 # %% [markdown]
-# **Recorded** ({download}`distillation.json <results/distillation.json>`): two students with 6,144 parameters on the outputs of all
-# `v_proj`, 60 steps, three seeds, validation text. The *original* model learns from itself as it was, or from the model with
-# 25,920 trained parameters of chapter [3](03_training); a *compressed* one (the first of the table above) learns from the original.
-# The last column compares with the same student and seed without a teacher:
+# **Recorded** ({download}`distillation.json <results/distillation.json>`): two students with 6,144 parameters on the
+# outputs of all `v_proj`, 60 steps, three seeds, validation text. The *original* model learns from itself as it was, or
+# from the model with 25,920 trained parameters of chapter [3](03_training); a *compressed* one (the first of the table
+# above) learns from the original. The last column compares with the same student and seed without a teacher:
 
 # %%
 lessons = load_result("distillation")["headline"]
@@ -184,7 +197,8 @@ for lesson in LESSONS:
     label = lesson.key.replace("/", "_").replace(".", "")
     against = "–" if lesson.teacher == "none" else quote(lessons[f"{label}_against_none"])
     change = quote(lessons[f"{label}_change"])
-    print(f"{lesson.student:11} {lesson.teacher:9} {lesson.weight:6.1f} {lesson.temperature:6.1f}  {change:26} {against}")
+    how = f"{lesson.student:11} {lesson.teacher:9} {lesson.weight:6.1f} {lesson.temperature:6.1f}"
+    print(f"{how}  {change:26} {against}")
 
 # %% [markdown]
 # TODO
@@ -193,33 +207,35 @@ for lesson in LESSONS:
 #
 # TODO
 #
-# **What this does not show.** Compressed models are stored as dense matrices here: no memory was saved, no time. Only perplexity on one
-# text was looked at, which is the measure that adaptation improves most easily; what compression does to answers is another question.
-# Adapters of another kind, or more parameters, or more steps, would win back more, on both sides of the comparison. The paper's own
-# compressed model is not public, so its 83 % and ours are of different losses.
+# **What this does not show.** Compressed models are stored as dense matrices here: no memory was saved, no time. Only
+# perplexity on one text was looked at, which is the measure that adaptation improves most easily; what compression does
+# to answers is another question. Adapters of another kind, or more parameters, or more steps, would win back more, on
+# both sides of the comparison. The paper's own compressed model is not public, so its 83 % and ours are of different
+# losses.
 #
 # ## Exercises
 #
-# **1.** An adapter multiplies every perplexity by the same factor, on the compressed model and on the original. What is its recovered
-# share, what is the net share?
+# **1.** An adapter multiplies every perplexity by the same factor, on the compressed model and on the original. What is
+# its recovered share, what is the net share?
 #
 # ```{dropdown} Solution
-# With $A = cC$ and $P' = cP$ the recovered share is $(1-c)\,C/(C-P)$: at $C = 1.1\,P$ and $c = 0.85$, 165 %. The net share is
-# $1 - \ln(C/P)/\ln(C/P) = 0$. That is why a recovered share means little without the control, and the less, the weaker the compression.
+# With $A = cC$ and $P' = cP$ the recovered share is $(1-c)\,C/(C-P)$: at $C = 1.1\,P$ and $c = 0.85$, 165 %. The net
+# share is $1 - \ln(C/P)/\ln(C/P) = 0$. That is why a recovered share means little without the control, and the less,
+# the weaker the compression.
 # ```
 #
 # **2.** Why can an orthogonal block on the input of a projection undo an error of that projection at all?
 #
 # ```{dropdown} Solution
-# In general it cannot: $W'Q = W$ has no orthogonal solution. It can turn inputs so that what the compressed matrix keeps is what
-# matters more. The best such $Q$ for one matrix is the orthogonal Procrustes problem, $Q = UV^\top$ from the SVD of $W'^\top W C$; training
-# finds something else, as it minimises the loss of the whole model.
+# In general it cannot: $W'Q = W$ has no orthogonal solution. It can turn inputs so that what the compressed matrix
+# keeps is what matters more. The best such $Q$ for one matrix is the orthogonal Procrustes problem, $Q = UV^\top$ from
+# the SVD of $W'^\top W C$; training finds something else, as it minimises the loss of the whole model.
 # ```
 #
 # **3.** Compute, for the matrix above, how many bits a weight truncated SVD needs to reach the error of 4-bit rounding.
 #
 # ```{dropdown} Solution
-# Call `truncated_svd(weight, kept, moment)` for a few values of `kept`: two factors of rank $r$ have $r(m + n)$ numbers, so that `kept` = 1 is
-# reached at $r = mn/(m+n)$, well below full rank. The error of 4-bit rounding is not reached before that: at 16 bits a number, factors
-# of these matrices are no compression.
+# Call `truncated_svd(weight, kept, moment)` for a few values of `kept`: two factors of rank $r$ have $r(m + n)$
+# numbers, so that `kept` = 1 is reached at $r = mn/(m+n)$, well below full rank. The error of 4-bit rounding is not
+# reached before that: at 16 bits a number, factors of these matrices are no compression.
 # ```
