@@ -1,7 +1,7 @@
 """The adapters of :mod:`.budgets` with every block run as a noisy circuit, on the whole test split.
 
-Blocks of one seed, trained on the exact readout, on the simulated Marrakesh, signs read faithfully from two settings.
-The **noise penalty** is the change of test perplexity against the same adapter evaluated without circuits.
+Blocks of one seed, trained on the exact readout, on the simulated Marrakesh, signs read faithfully from two settings,
+nothing mitigated.  The **noise penalty** is the change of test perplexity against the same adapter evaluated without circuits.
 """
 
 import time
@@ -25,12 +25,12 @@ from cua.quantum.noise import DeviceNoise
 
 NAME = "budget_circuits"
 QUESTION = "What does a device's noise leave of the best adapters of about 1,000, 6,000 and 25,000 parameters?"
-SEED, SHOTS, MITIGATIONS = 0, 8192, ("none", "readout+depolarising")
+SEED, SHOTS = 0, 8192
 PART = 32  # windows a run, so that little is lost when one is interrupted
 
 
 def run() -> dict[str, Any]:
-    """Every budget with each mitigation, part by part; a part's number is the seed of its shots.
+    """Every budget, part by part; a part's number is the seed of its shots.
 
     Raises:
         FileNotFoundError: if an adapter or its study is missing, naming the experiment that makes it.
@@ -60,18 +60,12 @@ def run() -> dict[str, Any]:
             "data": {"test": bench.data["test"]},
         }
     )
-    work = {
-        f"{name}/{mitigation}/{part}": (paths[name], mitigation, part)
-        for name in paths
-        for mitigation in MITIGATIONS
-        for part in range(len(parts))
-    }
+    work = {f"{name}/{part}": (path, part) for name, path in paths.items() for part in range(len(parts))}
     for key in record.missing(tqdm(work, desc=NAME, unit="run")):
         started = time.perf_counter()
-        path, mitigation, part = work[key]
+        path, part = work[key]
         adapter = cua.load(bench.model, ADAPTERS / path)
-        execution = Execution(shots=SHOTS, noise=noise, places=places, mitigation=mitigation, seed=part)
-        with run_on_circuits(adapter, execution):
+        with run_on_circuits(adapter, Execution(shots=SHOTS, noise=noise, places=places, seed=part)):
             measured = perplexity(bench.model, parts[part])
         adapter.detach()
         record.add(key, run_of(measured), time.perf_counter() - started)
@@ -84,11 +78,8 @@ def headline(runs: dict[str, Any], exact: dict[str, dict[str, Any]], base: dict[
     """Penalty against the exact adapter and change against the base model, over windows of text, by budget."""
     numbers = {}
     for name, reference in exact.items():
-        for mitigation in MITIGATIONS:
-            n_parts = -(-len(base["nll"]) // PART)
-            mine = [runs[f"{name}/{mitigation}/{part}"] for part in range(n_parts)]
-            noisy = {"nll": [nll for part in mine for nll in part["nll"]], "tokens": base["tokens"]}
-            label = f"{name}_{mitigation.replace('+', '_')}"
-            numbers[f"penalty_{label}"] = change_over_text([(noisy, reference)])
-            numbers[f"change_{label}"] = change_over_text([(noisy, base)])
+        mine = [runs[f"{name}/{part}"] for part in range(-(-len(base["nll"]) // PART))]
+        noisy = {"nll": [nll for part in mine for nll in part["nll"]], "tokens": base["tokens"]}
+        numbers[f"penalty_{name}"] = change_over_text([(noisy, reference)])
+        numbers[f"change_{name}"] = change_over_text([(noisy, base)])
     return numbers

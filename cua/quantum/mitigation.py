@@ -78,7 +78,7 @@ def mitigate(frequencies: NDArray[np.float64], inverse: NDArray[np.float64]) -> 
     Returns:
         Like ``frequencies``; zeros where nothing was counted.
     """
-    total = frequencies.sum(-1, keepdims=True)
-    restored = np.clip((inverse @ frequencies[..., None])[..., 0], 0.0, None)
-    kept = restored.sum(-1, keepdims=True)
+    total = np.einsum("...i->...", frequencies)[..., None]  # many times faster than sum over so short an axis
+    restored = np.clip(np.einsum("...ij,...j->...i", inverse, frequencies), 0.0, None)
+    kept = np.einsum("...i->...", restored)[..., None]
     return np.where(kept > 0, restored * total / np.where(kept > 0, kept, 1.0), 0.0)
