@@ -198,10 +198,12 @@ for label, study in budgets.items():
     print(f"    noisy circuits, signs read   {quote(circuits[f'change_budget_{label}'])}")
 
 # %% [markdown]
-# Intervals in the first two rows are over five seeds; in the last one seed, over the windows of the text. The
+# Intervals in the first two rows are over five seeds; in the last, with one seed, over the windows of the text. The
 # circuits are those of a simulated 156-qubit Heron processor with its calibration of one day (chapter [5](05_noise)),
-# 8,192 shots for each block and token, half in each of the two settings from which signs follow. How much of the loss
-# of perplexity is due to the choice of places? The paper's placement, trained as long, is there for comparison:
+# 8,192 shots for each block and token, half in each of the two settings from which signs follow; nothing was mitigated.
+#
+# How much of the loss of perplexity is due to the choice of places? The paper's placement, trained as long, is there
+# for comparison:
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-budgets", "caption": "Recorded: change of WikiText-2 test perplexity against parameters, logarithmic. Chosen blocks on the inputs of v_proj, o_proj and down_proj; neighbouring components on the inputs of one or all v_proj; the paper's figure is for Llama 3.1 8B. Bars: 95 % over five seeds."}, "image": {"alt": "Change of perplexity against parameters. Chosen blocks lie far below blocks of neighbouring components; signs copied from the input give a little less."}}
 figure, axes = plt.subplots()

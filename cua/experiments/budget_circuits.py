@@ -1,7 +1,8 @@
 """The adapters of :mod:`.budgets` with every block run as a noisy circuit, on the whole test split.
 
 Blocks of one seed, trained on the exact readout, on the simulated Marrakesh, signs read faithfully from two settings,
-nothing mitigated.  The **noise penalty** is the change of test perplexity against the same adapter evaluated without circuits.
+nothing mitigated.  The **noise penalty** is the change of test perplexity against the same adapter evaluated without
+circuits.
 """
 
 import time
