@@ -123,8 +123,8 @@ def sign_faithful_by_qubit(x: NDArray[np.float64], counts: NDArray[np.float64], 
     Returns:
         Estimates of y, ``(..., b)``, of length |x|, with <x, y> >= 0; that is right for every x only if |K|_2 < 2,
         which is not checked here.  The squared error is near (b - 1)/(4 shots) |x|^2, shots being those of all
-        settings, but for the few slices whose large components are joined through small ones alone: for 4x4 blocks, where that
-        is not so rare, take :func:`sign_faithful`.
+        settings, but for the few slices whose large components are joined through small ones alone: for 4x4 blocks,
+        where that is not so rare, take :func:`sign_faithful`.
 
     Raises:
         ValueError: if b is no power of two, or counts are not those of n + 1 settings of slices like ``x``.
