@@ -24,10 +24,7 @@ EXPERIMENTS = {
     ONE_LAYER.name: (ONE_LAYER.question, ONE_LAYER.run),
     ALL_LAYERS.name: (ALL_LAYERS.question, ALL_LAYERS.run),
     circuit_speed.NAME: (circuit_speed.QUESTION, circuit_speed.run),
-    **{
-        chosen.name: (chosen.question, chosen.run)
-        for chosen in (rate_selection.BLOCK_SIZE, rate_selection.BLOCK_DIMENSION)
-    },
+    **{chosen.name: (chosen.question, chosen.run) for chosen in rate_selection.SELECTIONS},
     **{study.name: (study.question, study.run) for study in (*BLOCK_SIZES, *BLOCK_DIMENSIONS, *BUDGETS)},
     noise_frontier.NAME: (noise_frontier.QUESTION, noise_frontier.run),
     block_readout.NAME: (block_readout.QUESTION, block_readout.run),

@@ -108,18 +108,19 @@ class Bench:
         config: CUAConfig,
         training: TrainConfig,
         folder: Path | None,
-        name: str,
+        names: str | tuple[str, ...],
         groups: dict[str, Tensor] | None = None,
         layer: int | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """Attach, train, measure on split ``name``, save to ``folder`` if given, and detach again.
+        """Attach, train, measure on split ``names``, save to ``folder`` if given, and detach again.
 
-        Hidden states are kept at ``layer``, or else at the adapter's first layer; ``options`` go to :func:`train`.
+        Of several splits the first is the run's own, the others are in it by their names.  Hidden states are kept at
+        ``layer``, or else at the adapter's first layer; ``options`` go to :func:`train`.
         """
         adapter = cua.attach(self.model, config, groups)
         try:
-            measured = self._train_and_measure(adapter, training, name, layer, **options)
+            measured = self._train_and_measure(adapter, training, names, layer, **options)
             if folder is not None:
                 cua.save(adapter, folder)
             with torch.no_grad():
@@ -132,26 +133,37 @@ class Bench:
         return {"parameters": adapter.n_parameters, "largest_k_norm": round(max(norms), 4)} | measured
 
     def fit_peft(
-        self, config: PeftConfig, training: TrainConfig, name: str, layer: int | None = None, **options: Any
+        self,
+        config: PeftConfig,
+        training: TrainConfig,
+        names: str | tuple[str, ...],
+        layer: int | None = None,
+        **options: Any,
     ) -> dict[str, Any]:
         """:meth:`fit` for an adapter of PEFT; the schedule's seed is that of its initial values as well."""
         adapter = PeftAdapter(self.model, config, training.seed)
         try:
             parameters = adapter.n_parameters
-            return {"parameters": parameters} | self._train_and_measure(adapter, training, name, layer, **options)
+            return {"parameters": parameters} | self._train_and_measure(adapter, training, names, layer, **options)
         finally:
             adapter.detach()
 
     def _train_and_measure(
-        self, adapter: cua.Adapter | PeftAdapter, training: TrainConfig, name: str, layer: int | None, **options: Any
+        self,
+        adapter: cua.Adapter | PeftAdapter,
+        training: TrainConfig,
+        names: str | tuple[str, ...],
+        layer: int | None,
+        **options: Any,
     ) -> dict[str, Any]:
         layer = adapter.first_layer if layer is None else layer
+        first, *others = (names,) if isinstance(names, str) else names
         started = time.perf_counter()
         split, prefix = SplitModel(self.model, layer), self.prefix("train", layer)
         options |= {"split": split, "prefix": prefix, "progress": True}
         losses = train(self.model, adapter, self.tokens["train"], training, **options)
         trained = time.perf_counter()
-        measured = self.measure(name, layer)
+        measured = self.measure(first, layer) | {name: self.measure(name, layer) for name in others}
         return {
             "train_loss": [round(loss, 5) for loss in losses],
             "train_s": round(trained - started, 1),

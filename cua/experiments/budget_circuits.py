@@ -6,8 +6,13 @@ circuits.
 """
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
 from tqdm.auto import tqdm
 
@@ -17,10 +22,10 @@ from cua.experiments.budgets import BUDGETS
 from cua.experiments.noise_frontier import CUTOFF, deal
 from cua.experiments.protocol import change_over_text
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, load_result
-from cua.hybrid import run_on_circuits
+from cua.hybrid import run_blocks
 from cua.llm.evaluate import perplexity
 from cua.llm.models import identity
-from cua.quantum.blocks import Execution
+from cua.quantum.blocks import BlockRunner, Execution
 from cua.quantum.layout import disjoint_paths
 from cua.quantum.noise import DeviceNoise
 
@@ -31,7 +36,7 @@ PART = 32  # windows a run, so that little is lost when one is interrupted
 
 
 def run() -> dict[str, Any]:
-    """Every budget, part by part; a part's number is the seed of its shots.
+    """Every budget, part by part; a part's number is the seed of its shots and of dealing pairs of qubits to blocks.
 
     Raises:
         FileNotFoundError: if an adapter or its study is missing, naming the experiment that makes it.
@@ -41,7 +46,7 @@ def run() -> dict[str, Any]:
     exact = {name: load_result(name)["runs"][f"exact-seed{SEED}"] for name in paths}
     backend = FakeMarrakesh()
     noise = DeviceNoise(backend)
-    places = deal(disjoint_paths(backend, 2, cutoff=CUTOFF), SEED)
+    chains = disjoint_paths(backend, 2, cutoff=CUTOFF)
     bench = Bench.prepare(test=True)
     parts = bench.tokens["test"].split(PART)
     record = Record(
@@ -66,13 +71,31 @@ def run() -> dict[str, Any]:
         started = time.perf_counter()
         path, part = work[key]
         adapter = cua.load(bench.model, ADAPTERS / path)
-        with run_on_circuits(adapter, Execution(shots=SHOTS, noise=noise, places=places, seed=part)):
+        execution = Execution(shots=SHOTS, noise=noise, places=deal(chains, part), seed=part)
+        with run_blocks(adapter, one_after_another(execution)):
             measured = perplexity(bench.model, parts[part])
         adapter.detach()
         record.add(key, run_of(measured), time.perf_counter() - started)
     if not record.has(*work):
         return record.result
     return record.finish(headline(record.result["runs"], exact, load_result(BUDGETS[0].name)["runs"]["base"]))
+
+
+def one_after_another(execution: Execution) -> Callable[[NDArray[np.float64]], BlockRunner]:
+    """Each layer's blocks go on where those of the layer before ended, for :func:`run_blocks`.
+
+    Chosen blocks are few in each layer and the steepest come first: without this, all of those would share the first
+    pairs.
+    """
+    places, streams, used = execution.places, count(), 0
+
+    def runner(q: NDArray[np.float64]) -> BlockRunner:
+        nonlocal used
+        first = used % len(places)
+        used += len(q)
+        return BlockRunner(q, replace(execution, places=places[first:] + places[:first]), next(streams))
+
+    return runner
 
 
 def headline(runs: dict[str, Any], exact: dict[str, dict[str, Any]], base: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Better use of a parameter: ideas against plain blocks, each with 840 to 992 parameters on the outputs of v_proj.
 
-Measured on held-out validation text, three seeds each.
+Each at its own learning rate, chosen with one seed on some windows of the held-out validation text; measured on others,
+three seeds.
 """
 
 import time
@@ -14,15 +15,16 @@ from cua import CUAConfig
 from cua.cayley import cayley, inverse_cayley, skew, unskew
 from cua.experiments.bench import Bench
 from cua.experiments.protocol import mean_interval, percent_change, used
-from cua.experiments.record import Record
+from cua.experiments.record import Record, point
 from cua.llm.models import identity
 from cua.llm.placement import choose_groups
 from cua.llm.train import TrainConfig
 
 NAME = "ideas"
 QUESTION = "Which use of 864 parameters on the outputs of v_proj lowers held-out validation perplexity most?"
-SEEDS, EVERY = (0, 1, 2), 3  # every third window of the selection split
-TRAINING = TrainConfig(steps=60, learning_rate=0.03, warmup=10)
+SEEDS, RATES = (0, 1, 2), (0.015, 0.03, 0.06)
+EVERY = 3  # of the selection split every third window measures, and the one after it chooses rates
+TRAINING = TrainConfig(steps=60, learning_rate=RATES[1], warmup=10)
 PLAIN = CUAConfig(side="output")
 
 
@@ -108,9 +110,10 @@ def groups_of(idea: Idea, gradients: dict[str, Tensor], seed: int) -> dict[str, 
 
 
 def run() -> dict[str, Any]:
-    """Every idea with every seed."""
+    """Every idea at every rate with the first seed, then at its best rate with the others."""
     full = Bench.prepare(test=False)
-    tokens = full.tokens | {"selection": full.tokens["selection"][::EVERY]}
+    selection = full.tokens["selection"]
+    tokens = full.tokens | {"selection": selection[::EVERY], "rates": selection[1::EVERY]}
     bench = Bench(full.model, tokens, full.data)
     record = Record(
         {
@@ -118,7 +121,8 @@ def run() -> dict[str, Any]:
             "question": QUESTION,
             "config": {
                 "adapter": used(PLAIN),
-                "training": {k: v for k, v in used(TRAINING).items() if k != "seed"},
+                "training": {k: v for k, v in used(TRAINING).items() if k not in ("seed", "learning_rate")},
+                "rates": RATES,
                 "every": EVERY,
                 "ideas": {
                     name: {"says": idea.says, "groups": idea.groups, "n_blocks": idea.n_blocks, **idea.options}
@@ -130,33 +134,52 @@ def run() -> dict[str, Any]:
             "data": bench.data,
         }
     )
-    work = {f"{name}-seed{seed}": (idea, seed) for seed in SEEDS for name, idea in IDEAS.items()}
-    for key in record.missing(["base", *work]):
+
+    def fit(idea: Idea, rate: float, seed: int, splits: tuple[str, ...]) -> dict[str, Any]:
+        groups = groups_of(idea, bench.gradients(PLAIN.target_modules, PLAIN.side), seed)
+        training = replace(TRAINING, learning_rate=rate, seed=seed)
+        run = bench.fit(idea.config, training, None, splits, groups, 0, optimizer=idea.optimizer)
+        return run | {"layers": len(groups), "rate": rate}
+
+    first = {f"{name}-rate{rate}-seed{SEEDS[0]}": (name, rate) for name in IDEAS for rate in RATES}
+    for key in record.missing(["base", *first]):
         started = time.perf_counter()
         if key == "base":
             run = bench.measure("selection", 0)
         else:
-            idea, seed = work[key]
-            groups = groups_of(idea, bench.gradients(PLAIN.target_modules, PLAIN.side), seed)
-            training = replace(TRAINING, seed=seed)
-            run = bench.fit(idea.config, training, None, "selection", groups, 0, optimizer=idea.optimizer)
-            run["layers"] = len(groups)
+            name, rate = first[key]
+            run = fit(IDEAS[name], rate, SEEDS[0], ("selection", "rates"))
         record.add(key, run, time.perf_counter() - started)
         print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
-    if not record.has("base", *work):
+    if not record.has("base", *first):
+        return record.result
+    best = {name: best_rate(record.result["runs"], name) for name in IDEAS}
+    rest = {f"{name}-rate{best[name]}-seed{seed}": (name, seed) for seed in SEEDS[1:] for name in IDEAS}
+    for key in record.missing(rest):
+        started = time.perf_counter()
+        name, seed = rest[key]
+        run = fit(IDEAS[name], best[name], seed, ("selection",))
+        record.add(key, run, time.perf_counter() - started)
+        print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
+    if not record.has(*rest):
         return record.result
     return record.finish(headline(record.result["runs"]))
 
 
+def best_rate(runs: dict[str, Any], name: str) -> float:
+    """The rate with the lowest perplexity on the windows that choose."""
+    return min(RATES, key=lambda rate: runs[f"{name}-rate{rate}-seed{SEEDS[0]}"]["rates"]["perplexity"])
+
+
 def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Change of perplexity against the base model, and against the plain blocks of the same seed; over seeds."""
+    best = {name: [runs[f"{name}-rate{best_rate(runs, name)}-seed{seed}"] for seed in SEEDS] for name in IDEAS}
     numbers = {}
-    for name in IDEAS:
-        mine = [runs[f"{name}-seed{seed}"] for seed in SEEDS]
-        plain = [runs[f"plain-seed{seed}"] for seed in SEEDS]
-        numbers[f"{name}_parameters"] = mean_interval([mine[0]["parameters"]], "parameters")
+    for name, mine in best.items():
+        numbers[f"{name}_parameters"] = point(mine[0]["parameters"], "parameters")
+        numbers[f"{name}_rate"] = point(best_rate(runs, name), "1")
         numbers[f"{name}_change"] = mean_interval([percent_change(run, runs["base"]) for run in mine], "%")
         if name != "plain":
-            pairs = zip(mine, plain, strict=True)
+            pairs = zip(mine, best["plain"], strict=True)
             numbers[f"{name}_against_plain"] = mean_interval([percent_change(*pair) for pair in pairs], "%")
     return numbers

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cua.experiments.bench import Bench
+from cua.experiments.budgets import BUDGETS
 from cua.experiments.protocol import WikitextStudy, percent_change, used
 from cua.experiments.record import Record, point
 from cua.experiments.v_proj import BLOCK_DIMENSIONS, BLOCK_SIZES, BOUNDED
@@ -104,4 +105,11 @@ BLOCK_DIMENSION = RateSelection(
     rates=(0.0025, 0.005, 0.01, 0.02),
 )
 
-SELECTIONS = (BLOCK_SIZE, BLOCK_DIMENSION)
+BUDGET = RateSelection(
+    name="budget_rates",
+    question="Which learning rate lowers held-out validation perplexity most, for the best placement of each size?",
+    studies=_by_name(*BUDGETS),
+    rates=(0.01, 0.02, 0.04),
+)
+
+SELECTIONS = (BLOCK_SIZE, BLOCK_DIMENSION, BUDGET)

@@ -11,6 +11,7 @@ from cua.experiments import block_readout, budget_circuits, placement
 from cua.experiments.bench import Bench
 from cua.experiments.budgets import BUDGETS
 from cua.experiments.protocol import chosen_groups
+from cua.quantum.blocks import Execution
 
 
 @pytest.mark.parametrize(("study", "most"), list(zip(BUDGETS, (1000, 6144, 25920), strict=True)))
@@ -72,6 +73,17 @@ def test_headline_of_the_budgets_on_circuits_puts_the_parts_together():
     assert numbers["penalty_budget_6k"]["value"] == pytest.approx(100 * (noisy / 25 - 1))
     assert numbers["change_budget_1k"]["value"] == pytest.approx(100 * (noisy / 30 - 1))
     assert len(numbers) == 2 * len(BUDGETS)
+
+
+def test_pairs_of_qubits_are_dealt_on_from_layer_to_layer(rotations):
+    places = tuple((2 * i, 2 * i + 1) for i in range(5))
+    runner = budget_circuits.one_after_another(Execution(places=places, shots=100, seed=3))
+    first, second, third = (runner(rotations(n)) for n in (3, 7, 1))
+    assert first.places == [places[i] for i in (0, 1, 2)]
+    assert second.places == [places[i] for i in (3, 4, 0, 1, 2, 3, 4)]
+    assert third.places == [places[0]]
+    draws = [runner.rng.integers(1 << 30) for runner in (first, second, third)]
+    assert len(set(draws)) == 3, "each layer has shots of its own"
 
 
 def _run(perplexity: float, n_windows: int = 4) -> dict:

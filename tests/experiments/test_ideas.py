@@ -3,7 +3,7 @@ import torch
 
 from cua import CUAConfig, attach, cayley, inverse_cayley, skew, unskew
 from cua.experiments import ideas, placement
-from cua.experiments.ideas import IDEAS, CayleyAdam, groups_of
+from cua.experiments.ideas import IDEAS, RATES, CayleyAdam, groups_of
 
 
 @pytest.fixture
@@ -76,12 +76,17 @@ def test_random_blocks_differ_by_seed(gradients):
 
 
 def test_headline_of_the_ideas_by_hand():
+    """The n-th idea reaches 19 - n/10 at the middle rate, which its second split chooses; its first would not."""
     runs = {"base": {"perplexity": 20.0}}
     for n, name in enumerate(IDEAS):
-        for seed in range(3):
-            runs[f"{name}-seed{seed}"] = {"perplexity": 19.0 - 0.1 * n + 0.01 * seed, "parameters": 800 + n}
+        for rate in RATES:
+            run = {"perplexity": 19.0 - 0.1 * n - 0.5 * (rate != RATES[1]), "parameters": 800 + n}
+            runs[f"{name}-rate{rate}-seed0"] = run | {"rates": {"perplexity": 15.0 + (rate != RATES[1])}}
+        for seed in (1, 2):
+            runs[f"{name}-rate{RATES[1]}-seed{seed}"] = {"perplexity": 19.0 - 0.1 * n + 0.01 * seed}
     numbers = ideas.headline(runs)
     assert numbers["plain_change"]["value"] == pytest.approx(-4.95)
+    assert numbers["random_rate"]["value"] == RATES[1]
     assert "plain_against_plain" not in numbers
     assert numbers["random_parameters"]["value"] == 801
     expected = sum(100 * ((18.9 + 0.01 * s) / (19.0 + 0.01 * s) - 1) for s in range(3)) / 3
