@@ -3,27 +3,35 @@
 With P the perplexity of the original model, C of the compressed one and A of the compressed one with its adapter, the
 recovered share is (C - A) / (C - P).  It counts adaptation to WikiText as recovery.  So the original is trained in the
 same way, to perplexity P', and the **net share** says how much of the gap between the two models, in nats a token, is
-closed when both are adapted: 1 - ln(A / P') / ln(C / P).
+closed when both are adapted: 1 - ln(A / P') / ln(C / P).  And on text of another kind, which the adapters were not
+trained on, every model's distribution is compared with the original's.
 """
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import LoraConfig
+from torch import Tensor
 
-from cua import CUAConfig
-from cua.experiments.bench import Bench
-from cua.experiments.protocol import mean_interval, percent_change, used
+from cua.experiments.bench import TEST_WINDOW, Bench, run_of
+from cua.experiments.budgets import BUDGETS
+from cua.experiments.protocol import chosen_groups, mean_interval, percent_change, used
 from cua.experiments.record import Record, point
 from cua.llm.compression import Compression, compress, input_moments
-from cua.llm.models import identity
-from cua.llm.placement import choose_groups
-from cua.llm.train import TrainConfig
+from cua.llm.data import load_corpus, windows
+from cua.llm.evaluate import Perplexity
+from cua.llm.loss import distillation_kl, next_token_nll
+from cua.llm.models import identity, load_model
+from cua.llm.prefix import SplitModel
+from cua.llm.train import TrainConfig, teacher_states
+
+Run = dict[str, Any]
 
 NAME = "compression"
 QUESTION = "How much of a compressed model's loss do adapters win back, and how much of that is adaptation to the text?"
@@ -37,16 +45,35 @@ COMPRESSIONS = {
     "quantised_strong": Compression("quantised", target_modules=EVERY_LINEAR, bits=3, group=32),
 }
 CLAIMED = "svd_mild"  # five seeds, and LoRA beside it; the others three
-WINDOWS = 48  # of the test split, spread evenly
+WINDOWS, ELSEWHERE = 48, 12  # of WikiText's test split and of Wikipedia articles, spread evenly
 CALIBRATION = 16  # windows of the train split, spread evenly, behind the moments of the inputs
-ADAPTER, N_BLOCKS = CUAConfig(), 4320  # chosen blocks on the inputs of all v_proj: 25,920 parameters
+ADAPTER, BLOCKS = BUDGETS[-1].adapter, BUDGETS[-1].blocks  # 25,920 parameters, a third of them on compressed down_proj
 LORA = {"r": 1, "lora_alpha": 1, "target_modules": ["v_proj"]}  # 23,040 parameters
-TRAINING = TrainConfig(steps=60, learning_rate=0.02, warmup=10)
-LORA_RATE = 0.005
-RATES_NAME = "compression_rates"
-RATES_QUESTION = "Which learning rate wins back most of a compressed model's loss on held-out validation text?"
-RATES = {"cua": (0.01, 0.02, 0.04), "lora": (0.0025, 0.005, 0.01)}
-EVERY = 3  # every third window of the selection split, to choose the rates by
+TRAINING = TrainConfig(steps=60, warmup=10)
+RATES = {"original": {"cua": 0.02, "lora": 0.005}, CLAIMED: {"cua": 0.02, "lora": 0.005}}  # see compression_rates
+BOOTSTRAP = 10_000  # draws of windows
+
+
+@dataclass
+class Comparison(Bench):
+    """A bench whose runs also say how a model does on text of another kind, and how far it is from the original there.
+
+    Attributes:
+        original: final hidden states of the original model on ``tokens["elsewhere"]``.
+    """
+
+    original: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    @torch.no_grad()
+    def measure(self, name: str, layer: int) -> dict[str, Any]:
+        split, losses, divergence = SplitModel(self.model, 0), [], 0.0
+        for ids, teacher in zip(self.tokens["elsewhere"].split(1), self.original.split(1), strict=True):
+            hidden = split.above(split.below(ids))
+            losses.append(next_token_nll(hidden, split.head, ids).item())
+            divergence += distillation_kl(hidden, split.head, teacher, 1.0).item()
+        elsewhere = Perplexity(tuple(losses), self.tokens["elsewhere"].shape[1], bos=False)
+        other = run_of(elsewhere) | {"kl": divergence / elsewhere.tokens}
+        return super().measure(name, layer) | {"elsewhere": other}
 
 
 @contextmanager
@@ -66,6 +93,14 @@ def compressed(bench: Bench, compression: Compression | None) -> Iterator[float]
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.copy_(before[name])
+
+
+def fit(bench: Bench, kind: str, training: TrainConfig, name: str) -> dict[str, Any]:
+    """Train a "cua" or a "lora" adapter on the bench's model as it stands."""
+    if kind == "lora":
+        return bench.fit_peft(LoraConfig(**LORA), training, name, 0)
+    groups = chosen_groups(bench.gradients(ADAPTER.target_modules, ADAPTER.side), ADAPTER, BLOCKS)
+    return bench.fit(ADAPTER, training, None, name, groups, 0)
 
 
 def seeds_of(model: str, kind: str) -> tuple[int, ...]:
@@ -88,7 +123,10 @@ def run() -> dict[str, Any]:
     """Every model with every adapter, on the same windows of the test split."""
     full = Bench.prepare(test=True)
     pick = torch.linspace(0, len(full.tokens["test"]) - 1, WINDOWS).long()
-    tokens = {"train": full.tokens["train"], "test": full.tokens["test"][pick]}
+    corpus = load_corpus("wikipedia", "test")
+    other = windows(load_model()[1], corpus.text, TEST_WINDOW)
+    spread = torch.linspace(0, len(other) - 1, ELSEWHERE).long()
+    tokens = {"train": full.tokens["train"], "test": full.tokens["test"][pick], "elsewhere": other[spread]}
     record = Record(
         {
             "name": NAME,
@@ -96,30 +134,35 @@ def run() -> dict[str, Any]:
             "config": {
                 "compressions": {name: asdict(c) for name, c in COMPRESSIONS.items()},
                 "windows": pick.tolist(),
+                "windows_elsewhere": spread.tolist(),
                 "calibration_windows": CALIBRATION,
                 "adapter": used(ADAPTER),
-                "n_blocks": N_BLOCKS,
+                "blocks": dict(BLOCKS),
                 "lora": LORA,
-                "lora_rate": LORA_RATE,
-                "training": {k: v for k, v in used(TRAINING).items() if k != "seed"},
+                "rates": RATES,
+                "training": {k: v for k, v in used(TRAINING).items() if k not in ("seed", "learning_rate")},
             },
             "seeds": [0, 1, 2, 3, 4],
             "model": identity(full.model),
-            "data": full.data,
+            "data": full.data | {"elsewhere": corpus.provenance() | {"windows": len(other), "window": TEST_WINDOW}},
         }
     )
+    original = teacher_states(full.model, tokens["elsewhere"], dtype=torch.float32, progress=True)
     everything = work()
     for model, runs in everything.items():
         if record.has(*(key for key, _, _ in runs)):
             continue
         with compressed(full, COMPRESSIONS.get(model)) as share:
-            bench = Bench(full.model, tokens, full.data)
+            bench = Comparison(full.model, tokens, full.data, original=original)
             kinds = {key: (kind, seed) for key, kind, seed in runs}
             for key in record.missing(kinds):
                 started = time.perf_counter()
-                run = _run(bench, *kinds[key])
-                if key == model:
-                    run["share_of_bits"] = share
+                kind, seed = kinds[key]
+                if kind == "":
+                    run = bench.measure("test", 0) | {"share_of_bits": share}
+                else:
+                    rate = RATES.get(model, RATES[CLAIMED])[kind]
+                    run = fit(bench, kind, replace(TRAINING, learning_rate=rate, seed=seed), "test")
                 record.add(key, run, time.perf_counter() - started)
                 print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
     if not record.has(*(key for runs in everything.values() for key, _, _ in runs)):
@@ -127,90 +170,62 @@ def run() -> dict[str, Any]:
     return record.finish(headline(record.result["runs"]))
 
 
-def _run(bench: Bench, kind: str, seed: int) -> dict[str, Any]:
-    if kind == "":
-        return bench.measure("test", 0)
-    rate = LORA_RATE if kind == "lora" else TRAINING.learning_rate
-    return _fit(bench, kind, replace(TRAINING, seed=seed, learning_rate=rate), "test")
-
-
-def _fit(bench: Bench, kind: str, training: TrainConfig, name: str) -> dict[str, Any]:
-    if kind == "lora":
-        return bench.fit_peft(LoraConfig(**LORA), training, name, 0)
-    groups = choose_groups(bench.gradients(ADAPTER.target_modules, ADAPTER.side), ADAPTER.block_size, N_BLOCKS)
-    return bench.fit(ADAPTER, training, None, name, groups, 0)
-
-
-def run_rates() -> dict[str, Any]:
-    """Each rate once, on the compressed model that a claim is made of; the best ones are constants of this module."""
-    full = Bench.prepare(test=False)
-    tokens = full.tokens | {"selection": full.tokens["selection"][::EVERY]}
-    record = Record(
-        {
-            "name": RATES_NAME,
-            "question": RATES_QUESTION,
-            "config": {
-                "compression": asdict(COMPRESSIONS[CLAIMED]),
-                "calibration_windows": CALIBRATION,
-                "adapter": used(ADAPTER),
-                "n_blocks": N_BLOCKS,
-                "lora": LORA,
-                "rates": RATES,
-                "training": {k: v for k, v in used(TRAINING).items() if k != "learning_rate"},
-                "every": EVERY,
-            },
-            "seeds": [TRAINING.seed],
-            "model": identity(full.model),
-            "data": full.data,
-        }
-    )
-    trained = {f"{kind}-rate{rate}": (kind, rate) for kind, rates in RATES.items() for rate in rates}
-    with compressed(full, COMPRESSIONS[CLAIMED]):
-        bench = Bench(full.model, tokens, full.data)
-        for key in record.missing(["base", *trained]):
-            started = time.perf_counter()
-            if key == "base":
-                run = bench.measure("selection", 0)
-            else:
-                kind, rate = trained[key]
-                run = _fit(bench, kind, replace(TRAINING, learning_rate=rate), "selection")
-            record.add(key, run, time.perf_counter() - started)
-            print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
-    if not record.has("base", *trained):
-        return record.result
-    runs = record.result["runs"]
-    best = {
-        kind: min(rates, key=lambda rate, kind=kind: runs[f"{kind}-rate{rate}"]["perplexity"])
-        for kind, rates in RATES.items()
-    }
-    return record.finish({f"{kind}_rate": point(rate, "1") for kind, rate in best.items()})
-
-
 def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What each compression costs, and what is won back, in all and net of adaptation; over seeds."""
+    """What each compression costs, and what is won back: over seeds, and over windows of text for their mean."""
     original = runs["original"]
-
-    def net(model: str, adapted: str, control: str) -> float:
-        gap = math.log(runs[model]["perplexity"] / original["perplexity"])
-        return 100 * (1 - math.log(runs[adapted]["perplexity"] / runs[control]["perplexity"]) / gap)
-
     numbers = {"original_perplexity": point(original["perplexity"], "perplexity")}
     for model in ("original", *COMPRESSIONS):
-        compressed_model = runs[model]
-        cost = compressed_model["perplexity"] - original["perplexity"]
+        mine = runs[model]
         if model != "original":
-            numbers[f"{model}_cost"] = point(percent_change(compressed_model, original), "%")
-            numbers[f"{model}_share_of_bits"] = point(compressed_model["share_of_bits"], "1")
+            numbers[f"{model}_cost"] = point(percent_change(mine, original), "%")
+            numbers[f"{model}_share_of_bits"] = point(mine["share_of_bits"], "1")
+            numbers[f"{model}_kl_elsewhere"] = point(mine["elsewhere"]["kl"], "nats")
+            cost = percent_change(mine["elsewhere"], original["elsewhere"])
+            numbers[f"{model}_cost_elsewhere"] = point(cost, "%")
         for kind in ("cua", "lora"):
-            adapted = {seed: runs[f"{model}/{kind}/seed{seed}"] for seed in seeds_of(model, kind)}
+            adapted = [runs[f"{model}/{kind}/seed{seed}"] for seed in seeds_of(model, kind)]
             if not adapted:
                 continue
-            changes = [percent_change(run, compressed_model) for run in adapted.values()]
-            numbers[f"{model}_{kind}_change"] = mean_interval(changes, "%")
+            label = f"{model}_{kind}"
+            numbers[f"{label}_change"] = mean_interval([percent_change(run, mine) for run in adapted], "%")
+            elsewhere = [run["elsewhere"] for run in adapted]
+            changes = [percent_change(run, original["elsewhere"]) for run in elsewhere]
+            numbers[f"{label}_change_elsewhere"] = mean_interval(changes, "%")
+            numbers[f"{label}_kl_elsewhere"] = mean_interval([run["kl"] for run in elsewhere], "nats")
             if model == "original":
                 continue
-            shares = [100 * (compressed_model["perplexity"] - run["perplexity"]) / cost for run in adapted.values()]
-            nets = [net(model, f"{model}/{kind}/seed{s}", f"original/{kind}/seed{s}") for s in adapted]
-            numbers[f"{model}_{kind}_recovered"] = mean_interval(shares, "%")
-            numbers[f"{model}_{kind}_recovered_net"] = mean_interval(nets, "%")
+            controls = [runs[f"original/{kind}/seed{seed}"] for seed in seeds_of(model, kind)]
+            each = np.array([shares(original, mine, [a], [c]) for a, c in zip(adapted, controls, strict=True)])
+            drawn = bootstrap(original, mine, adapted, controls)
+            for i, name in enumerate(("recovered", "net")):
+                numbers[f"{label}_{name}"] = mean_interval(each[:, i], "%")
+                low, high = np.percentile(drawn[:, i], [2.5, 97.5])
+                value = shares(original, mine, adapted, controls)[i]
+                numbers[f"{label}_{name}_over_text"] = {"value": value, "low": low, "high": high, "unit": "%"}
     return numbers
+
+
+def shares(original: Run, compressed: Run, adapted: list[Run], controls: list[Run]) -> tuple[float, float]:
+    """Recovered and net share in per cent; of several seeds the losses are averaged."""
+    return tuple(float(share) for share in _shares(*_losses(original, compressed, adapted, controls)))
+
+
+def bootstrap(original: Run, compressed: Run, adapted: list[Run], controls: list[Run]) -> NDArray[np.float64]:
+    """The shares on windows drawn with replacement, ``(draws, 2)``."""
+    losses = np.stack(_losses(original, compressed, adapted, controls))  # (4, windows)
+    draw = np.random.default_rng(0).integers(losses.shape[1], size=(BOOTSTRAP, losses.shape[1]))
+    return np.stack(_shares(*losses[:, draw]), -1)
+
+
+def _losses(original: Run, compressed: Run, adapted: list[Run], controls: list[Run]) -> list[NDArray[np.float64]]:
+    """Mean loss a token of each window: of the original, the compressed, the adapted and the adapted original."""
+    a_token = len(original["nll"]) / original["tokens"]
+    return [
+        np.mean([run["nll"] for run in same], 0) * a_token for same in ([original], [compressed], adapted, controls)
+    ]
+
+
+def _shares(*losses: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    p, c, a, control = (loss.mean(-1) for loss in losses)
+    recovered = (np.exp(c) - np.exp(a)) / (np.exp(c) - np.exp(p))
+    return 100 * recovered, 100 * (1 - (a - control) / (c - p))

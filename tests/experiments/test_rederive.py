@@ -10,7 +10,15 @@ from torch import nn
 
 import cua
 from cua import CUAConfig
-from cua.experiments import block_readout, budget_circuits, compression, hardware, noise_frontier, placement
+from cua.experiments import (
+    block_readout,
+    budget_circuits,
+    compression,
+    compression_rates,
+    hardware,
+    noise_frontier,
+    placement,
+)
 from cua.experiments.bench import TEST_WINDOW, wikitext_splits
 from cua.experiments.budgets import BUDGETS, PROJECTIONS
 from cua.experiments.noise_frontier import Case
@@ -32,7 +40,7 @@ NATS = 0.05
 ALL_STUDIES = (ONE_LAYER, ALL_LAYERS, *BLOCK_SIZES, *BLOCK_DIMENSIONS, *BUDGETS)
 STUDIES = [study for study in ALL_STUDIES if (RESULTS / f"{study.name}.json").exists()]
 CHOOSING = [*(selection.name for selection in SELECTIONS), "v_proj_selection", "placement", "ideas", "distillation"]
-CHOOSING += [compression.RATES_NAME]
+CHOOSING += [compression_rates.NAME]
 
 needs_copy = pytest.mark.skipif(
     not os.environ.get("CUA_HUB_COPY"), reason="WikiText-2 is not at hand; name a hub copy in CUA_HUB_COPY"
@@ -114,7 +122,7 @@ def test_selection_looked_at_validation_only_and_its_base_loss_holds(name, embed
     selection = wikitext_splits()["selection"]
     assert result["data"]["selection"]["sha256"] == selection.provenance()["sha256"]
     ids = windows(tokenizer, selection.text, TEST_WINDOW)[:1]
-    base = result["runs"]["original" if name == "distillation" else "base"]
+    base = result["runs"]["original" if name in ("distillation", compression_rates.NAME) else "base"]
     assert perplexity(model, ids).nll[0] == pytest.approx(base["nll"][0], abs=NATS)
 
 
@@ -154,11 +162,13 @@ def test_the_budgets_are_spent_where_validation_text_says(study, n_blocks):
 
 
 def test_adapters_on_compressed_models_use_the_rates_that_were_chosen():
-    chosen = recorded(compression.RATES_NAME)["headline"]
+    result = recorded(compression_rates.NAME)
+    chosen = result["headline"]
     if not chosen:
         pytest.skip("the rates are not complete")
-    assert compression.TRAINING.learning_rate == chosen["cua_rate"]["value"]
-    assert chosen["lora_rate"]["value"] == compression.LORA_RATE
+    assert_same(chosen, compression_rates.headline(result["runs"]))
+    rates = {f"{m}_{kind}_rate": rate for m, kinds in compression.RATES.items() for kind, rate in kinds.items()}
+    assert {name: number["value"] for name, number in chosen.items()} == rates
 
 
 def test_the_headline_of_the_compression_follows_from_its_runs():
