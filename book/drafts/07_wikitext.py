@@ -172,7 +172,8 @@ for y, row in enumerate(values):
 titles = [f"{band[0]}–{band[-1]}" for band in BANDS] + [f"{6 * n:,}" for n in BLOCKS]
 axes.set_xticks(range(len(columns)), titles)
 axes.set_yticks(range(len(rows)), [label for label, _ in rows])
-axes.set_xlabel("864 parameters within six layers                    parameters over all layers")
+for x, label in ((2, "864 parameters within six layers"), (6, "parameters over all layers")):
+    axes.text(x, len(rows) + 0.7, label, ha="center", va="center")
 axes.axvline(4.5, color="white", linewidth=3)
 axes.axhline(6.5, color="white", linewidth=3)
 axes.axhline(13.5, color="white", linewidth=3)
