@@ -109,7 +109,7 @@ BUDGET = RateSelection(
     name="budget_rates",
     question="Which learning rate lowers held-out validation perplexity most, for the best placement of each size?",
     studies=_by_name(*BUDGETS),
-    rates=(0.01, 0.02, 0.04),
+    rates=(0.005, 0.01, 0.02, 0.04),
 )
 
 SELECTIONS = (BLOCK_SIZE, BLOCK_DIMENSION, BUDGET)
