@@ -293,7 +293,7 @@ print(f"{'adapted, as circuits':22} perplexity {counted.value:.2f}")
 #
 # ```bash
 # accelerate launch --multi_gpu --num_processes 4 -m cua --model meta-llama/Llama-3.1-8B-Instruct --dtype bfloat16 \
-#     --targets v_proj o_proj down_proj --side input --blocks 1024 --steps 240 --rate 0.02 --batch 4 --bound 1.9 \
+#     --targets v_proj o_proj down_proj --side input --blocks 1024 --steps 240 --rate 0.01 --batch 4 --bound 1.9 \
 #     --save my-adapter
 # ```
 #

@@ -16,7 +16,7 @@ BUDGETS = [
         name=f"budget_{label}",
         question=f"How far do {6 * n_blocks:,} parameters at most, placed where they are worth most, lower perplexity?",
         adapter=CUAConfig(PROJECTIONS),
-        training=TrainConfig(steps=240, learning_rate=0.02, max_k_norm=1.9),
+        training=TrainConfig(steps=240, learning_rate=0.01, max_k_norm=1.9),
         blocks=tuple((projection, n_blocks // len(PROJECTIONS)) for projection in PROJECTIONS),
     )
     for label, n_blocks in zip(("1k", "6k", "25k"), BLOCKS, strict=True)
