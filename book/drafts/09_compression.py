@@ -233,6 +233,26 @@ for lesson in LESSONS:
 # %% [markdown]
 # TODO
 #
+# ## What the study cost
+#
+# Each run on one core of a virtual machine's CPU, two runs side by side; loading the model and the hidden states that
+# all runs of a process share come on top. One command records an experiment, `python -m cua.experiments NAME`, and any
+# number of processes may work on it; the names are those below, and the files have the same.
+
+# %%
+SIZES = [f"v_proj_{b}x{b}{kind}" for b in (2, 8, 16) for kind in ("", "_constrained")] + ["v_proj_32x32", "v_proj_64x64"]
+EXPERIMENTS = {
+    "chapter 7": ["placement", "budget_rates", *(f"budget_{size}" for size in ("1k", "6k", "25k", "circuits"))],
+    "chapter 8": ["block_dimension_selection", *SIZES, "block_readout", "ideas"],
+    "chapter 9": ["compression_rates", "compression", "distillation"],
+}
+for chapter, names in EXPERIMENTS.items():
+    hours = [load_result(name)["wall_time_s"] / 3600 for name in names]
+    print(f"{chapter}: {sum(hours):.1f} hours of one core")
+    for name, spent in zip(names, hours, strict=True):
+        print(f"    {name:26} {spent:4.1f}")
+
+# %% [markdown]
 # ## What we learned
 #
 # TODO
