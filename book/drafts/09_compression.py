@@ -48,9 +48,11 @@ if importlib.util.find_spec("cua") is None:
 import matplotlib.pyplot as plt
 import torch
 
+from cua.experiments.budgets import BUDGETS
 from cua.experiments.compression import COMPRESSIONS
 from cua.experiments.distillation import LESSONS
 from cua.experiments.record import load_result, quote
+from cua.experiments.v_proj import BLOCK_DIMENSIONS
 from cua.llm.compression import (
     Compression,
     input_moments,
@@ -235,18 +237,17 @@ for lesson in LESSONS:
 #
 # ## What the study cost
 #
-# Each run on one core of a virtual machine's CPU, two runs side by side; loading the model and the hidden states that
-# all runs of a process share come on top. One command records an experiment, `python -m cua.experiments NAME`, and any
-# number of processes may work on it; the names are those below, and the files have the same.
+# Each run on one core of a virtual machine's CPU, two runs side by side. What a process did before its first run, such
+# as loading the model, and runs that were interrupted come on top; what earlier chapters had recorded is not in it. One
+# command records an experiment, `python -m cua.experiments NAME`, and any number of processes may work on it:
 
 # %%
-SIZES = [f"v_proj_{b}x{b}{kind}" for b in (2, 8, 16) for kind in ("", "_constrained")] + ["v_proj_32x32", "v_proj_64x64"]
-EXPERIMENTS = {
-    "chapter 7": ["placement", "budget_rates", *(f"budget_{size}" for size in ("1k", "6k", "25k", "circuits"))],
-    "chapter 8": ["block_dimension_selection", *SIZES, "block_readout", "ideas"],
+STUDY = {
+    "chapter 7": ["placement", "budget_rates", *(study.name for study in BUDGETS), "budget_circuits"],
+    "chapter 8": ["block_dimension_selection", *(study.name for study in BLOCK_DIMENSIONS), "block_readout", "ideas"],
     "chapter 9": ["compression_rates", "compression", "distillation"],
 }
-for chapter, names in EXPERIMENTS.items():
+for chapter, names in STUDY.items():
     hours = [load_result(name)["wall_time_s"] / 3600 for name in names]
     print(f"{chapter}: {sum(hours):.1f} hours of one core")
     for name, spent in zip(names, hours, strict=True):
