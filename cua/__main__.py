@@ -58,7 +58,8 @@ def main(given: list[str] | None = None) -> None:
     tokens = {split: windows(tokenizer, text[split], options.window)[: options.windows] for split in text}
     shown = state.is_main_process
     if options.blocks:
-        gradients = rotation_gradients(model, tokens["train"][:32], config, progress=shown)
+        spread = torch.linspace(0, len(tokens["train"]) - 1, min(32, len(tokens["train"]))).long()
+        gradients = rotation_gradients(model, tokens["train"][spread], config, progress=shown)
         groups = choose_groups(gradients, options.block_size, options.blocks)
     else:
         groups = None

@@ -78,13 +78,14 @@ ids = text[torch.linspace(0, len(text) - 1, 8).long()]
 # *outputs* are large, not the weights: with $M = \mathbb{E}\,xx^\top = RR^\top$ the mean squared error of the output is
 # $\lVert (W - W')R\rVert_F^2$, which the leading left singular vectors $U$ of $WR$ make least, $W' = UU^\top W$
 # {cite}`wang2024svdllm`. A **tensor train** of two cores, also called matrix product operator, splits rows and columns
-# into two indices each and limits the bond between the two pairs, the number of terms of the sum
-# {cite}`oseledets2011tensor,tomut2024compactifai`; the decomposition is TensorLy's {cite}`kossaifi2019tensorly`.
-# **Quantisation** rounds weights to a few bits, in small groups that share a scale and an offset.
+# into two indices each, $W_{(o_1o_2),(i_1i_2)} = \sum_{r=1}^{R} G_{o_1i_1r}\,H_{ro_2i_2}$, and limits the bond, the
+# number $R$ of terms {cite}`oseledets2011tensor,tomut2024compactifai`; the decomposition is TensorLy's
+# {cite}`kossaifi2019tensorly`. **Quantisation** rounds weights to a few bits, in small groups that share a scale and an
+# offset.
 #
 # All on one matrix of the model, at about the same number of bits; the error is that of the output, relative to its
 # mean square, on the inputs that this matrix sees. (On the text of the moments, that is, which flatters the methods
-# that use them; the tensor train sees only the size of each input, not their correlations.)
+# that use them; the tensor train and the rounding see only the size of each input, not their correlations.)
 
 # %%
 NAME = "model.layers.12.mlp.up_proj"
@@ -114,8 +115,9 @@ for label, (small, bits) in {
 # they are 28 and 25 %.
 #
 # For losses of comparable size, the factorised models below keep 90 % of the numbers of their MLP projections, SVD in
-# 10 or 20 of the 30 layers, tensor trains in 5 or 10: with 95 to 99 % of all numbers left they are ways to damage a
-# model, not to ship it. The quantised ones round every projection, to 4 bits in groups of 64 and to 3 bits in groups of
+# 10 or 20 of the 30 layers, tensor trains in 5 or 10: with 95 to 99 % of the projections' numbers left they are ways to
+# damage a model, not to ship it. The quantised ones round every projection, to 4 bits in groups of 64 and to 3 bits in
+# groups of
 # 32. The moments come from 16 windows of the training text.
 #
 # ## What comes back
@@ -124,13 +126,14 @@ for label, (small, bits) in {
 # adapter of 25,920 parameters trained on it for 60 steps, placed as in chapter [7](07_wikitext): 4×4 blocks of
 # components that are chosen anew for each model, a third of them on the inputs of `v_proj`, `o_proj` and `down_proj`
 # each. Perplexity on 48 windows spread evenly over WikiText-2's test split. The first model, and the original, have
-# five seeds and LoRA (rank 1 on all `v_proj`, 23,040 parameters) beside them; the others three. Learning rates were
-# chosen on validation text ({download}`compression_rates.json <results/compression_rates.json>`), for each kind of
-# adapter on the original and on the first compressed model; the other compressed models use that model's.
+# five seeds and low-rank adapters, LoRA, beside them (a trained matrix of rank 1 added to each `v_proj`, 23,040
+# parameters: the usual place, without a search for a better one); the others three seeds. Learning rates were chosen on
+# validation text ({download}`compression_rates.json <results/compression_rates.json>`), for each kind of adapter on the
+# original and on the first compressed model; the other compressed models use that model's.
 
 # %%
 compression = load_result("compression")["headline"]
-print(f"original: {quote(compression['original_perplexity'])}; every linear layer counted at 16 bits a weight")
+print(f"original: {quote(compression['original_perplexity'])}; bits: of the projections, at 16 a weight")
 print(f"{'':20} {'bits left':>9}  {'costs':>8}   recovered")
 for name in COMPRESSIONS:
     bits, cost, recovered = (compression[f"{name}_{key}"] for key in ("share_of_bits", "cost", "cua_recovered"))
@@ -219,8 +222,8 @@ print(f"{cached[0, 0].numel() * 2:,} bytes a token instead of {model.lm_head.out
 # outputs of all `v_proj`, 60 steps, three seeds, validation text. The *original* model learns from itself as it was, or
 # from the model with 25,920 trained parameters of chapter [3](03_training); a *compressed* one (the first of the table
 # above) learns from the original. All at one learning rate, 0.02. (The adapted teacher has seen more text than the
-# student does; what it passes on includes that.) The last column compares with the same student and seed without a
-# teacher:
+# student does; what it passes on includes that.) *Change* is against the student before training; the last column
+# compares with the same student and seed without a teacher. Intervals are over the three seeds, on the same windows:
 
 # %%
 lessons = load_result("distillation")["headline"]
@@ -277,10 +280,12 @@ for chapter, names in STUDY.items():
 # **2.** Why can an orthogonal block on the input of a projection undo an error of that projection at all?
 #
 # ```{dropdown} Solution
-# In general it cannot: $W'Q = W$ has no orthogonal solution. It can turn inputs so that what the compressed matrix
-# keeps is what matters more. For inputs without correlation, $\mathbb{E}\,xx^\top\propto I$, the best orthogonal $Q$
-# solves a Procrustes problem: $UV^\top$ from the SVD of $W'^\top W$ (if its determinant is −1, it is no rotation); for
-# real inputs there is no closed form. Training finds something else, as it minimises the loss of the whole model.
+# As far as the output of this projection is concerned, often it cannot. After truncated SVD, $W' = UU^\top W$, all that
+# comes out lies in the span of $U$, and what was cut off is orthogonal to it: no $Q$ has a smaller squared error than
+# $Q = I$. After other errors, such as rounding, and for inputs without correlation, $\mathbb{E}\,xx^\top\propto I$, the
+# best orthogonal $Q$ solves a Procrustes problem: $AB^\top$ from the SVD $A\Sigma B^\top$ of $W'^\top W$ (if its
+# determinant is −1, it is no rotation). Training finds something else: it minimises the loss of the whole model, where
+# some errors matter more than others, and where blocks elsewhere can make up for them.
 # ```
 #
 # **3.** Compute, for the matrix above, how many bits a weight truncated SVD needs to reach the error of 4-bit rounding.

@@ -72,8 +72,8 @@ def rotation_gradients(
         for hook in hooks:
             hook.remove()
     tokens = len(windows) * (windows.shape[1] - 1)
-    sums = {name: reduce(total, "sum").cpu() for name, total in sums.items()}
-    return {name: (total.mT - total) / tokens for name, total in sums.items()}
+    totals = ((name, reduce(sums.pop(name), "sum").cpu()) for name in list(sums))  # never both of all layers in memory
+    return {name: (total.mT - total) / tokens for name, total in totals}
 
 
 def choose_groups(gradients: dict[str, Tensor], block_size: int, n_blocks: int) -> dict[str, Tensor]:
