@@ -22,7 +22,7 @@ from cua.llm.models import identity
 
 NAME = "compression_rates"
 QUESTION = "Which learning rate lowers held-out validation perplexity most, on the original and on a compressed model?"
-GRID = {"cua": (0.01, 0.02, 0.04), "lora": (0.0025, 0.005, 0.01)}
+GRID = {"cua": (0.005, 0.01, 0.02, 0.04), "lora": (0.0025, 0.005, 0.01, 0.02, 0.04)}
 EVERY = 3  # every third window of the selection split
 
 
