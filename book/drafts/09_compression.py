@@ -237,8 +237,8 @@ for lesson in LESSONS:
 
 # %% [markdown]
 # A teacher helps as far as it knows something that the text does not say. The original as it was does not: its student
-# is held back where it started. The adapted teacher brings about one per cent, and costs a first training of its own.
-# For the compressed student the original is no help, either, *by this measure*: the next-token loss lowers WikiText's
+# is held back where it started. The adapted teacher helps a little, and costs a first training of its own. For the
+# compressed student the original is no help, either, *by this measure*: the next-token loss lowers WikiText's
 # perplexity directly, by adapting to it, and the teacher has not adapted. Alone, with weight 1, it can teach nothing
 # but to be like the original. What comes back then is recovery and no adaptation, and it is a much smaller share:
 
