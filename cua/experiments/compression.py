@@ -50,7 +50,7 @@ CALIBRATION = 16  # windows of the train split, spread evenly, behind the moment
 ADAPTER, BLOCKS = BUDGETS[-1].adapter, BUDGETS[-1].blocks  # 25,920 parameters, a third of them on compressed down_proj
 LORA = {"r": 1, "lora_alpha": 1, "target_modules": ["v_proj"]}  # 23,040 parameters
 TRAINING = TrainConfig(steps=60, warmup=10)
-RATES = {"original": {"cua": 0.02, "lora": 0.005}, CLAIMED: {"cua": 0.02, "lora": 0.005}}  # see compression_rates
+RATES = {"original": {"cua": 0.01, "lora": 0.02}, CLAIMED: {"cua": 0.01, "lora": 0.02}}  # see compression_rates
 BOOTSTRAP = 10_000  # draws of windows
 
 
