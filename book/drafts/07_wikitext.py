@@ -310,8 +310,8 @@ print(f"{'adapted, as circuits':22} perplexity {counted.value:.2f}")
 # ## What we learned
 #
 # - **Where a block sits counts for more than how many there are.** 6,138 parameters on chosen components of three
-#   projections lower perplexity further than 25,920 on neighbouring components of all `v_proj`, the placement of chapter
-#   [3](03_training). Every further parameter brings less: seven times 864 parameters less than double the gain.
+#   projections lower perplexity further than 25,920 on neighbouring components of all `v_proj`, the placement of
+#   chapter [3](03_training). Every further parameter brings less: seven times 864 parameters less than double the gain.
 # - **One gradient is enough to choose.** It costs one pass over 32 windows, and no circuit.
 # - **Blocks are worth most on what is carried on**: on what attention and the MLP pass to the rest of the model, spread
 #   over all layers, rather than on what decides where attention looks.

@@ -117,8 +117,7 @@ for label, (small, bits) in {
 # For losses of comparable size, the factorised models below keep 90 % of the numbers of their MLP projections, SVD in
 # 10 or 20 of the 30 layers, tensor trains in 5 or 10: with 95 to 99 % of the projections' numbers left they are ways to
 # damage a model, not to ship it. The quantised ones round every projection, to 4 bits in groups of 64 and to 3 bits in
-# groups of
-# 32. The moments come from 16 windows of the training text.
+# groups of 32. The moments come from 16 windows of the training text.
 #
 # ## What comes back
 #
@@ -199,10 +198,10 @@ change, kl = (compression[f"original_cua_{key}_elsewhere"]["value"] for key in (
 print(f"{'original':20} {'':10} {change:+8.1f} %   {'':12} {kl:10.3f}")
 
 # %% [markdown]
-# Adapters trained on WikiText make up for some of the perplexity elsewhere: about half after rounding, less after tensor
-# trains, little or nothing after SVD. But no model comes back to what the original *was*. Every mildly compressed one is
-# further from it with its adapter than without, the others are about as far. Part of that distance is the adaptation
-# itself, as the last row shows, where nothing was compressed.
+# Adapters trained on WikiText make up for some of the perplexity elsewhere: about half after rounding, less after
+# tensor trains, little or nothing after SVD. But no model comes back to what the original *was*. Every mildly
+# compressed one is further from it with its adapter than without, the others are about as far. Part of that distance is
+# the adaptation itself, as the last row shows, where nothing was compressed.
 #
 # ## Does a teacher help?
 #
@@ -284,8 +283,8 @@ for chapter, names in STUDY.items():
 # %% [markdown]
 # ## What we learned
 #
-# - **A recovered share without its control measures adaptation.** The paper's 83 % is reached here, and 100 % is passed,
-#   by training that helps the uncompressed model nearly as much.
+# - **A recovered share without its control measures adaptation.** The paper's 83 % is reached here, and 100 % is
+#   passed, by training that helps the uncompressed model nearly as much.
 # - **What was lost decides what can come back.** Net of adaptation, blocks close about half of the gap that rounding
 #   leaves and little of the gap that truncated SVD leaves; low-rank matrices do no better there.
 # - **Lower perplexity is not likeness.** On other text the adapted model is hardly nearer to the original than the
