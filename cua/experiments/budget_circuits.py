@@ -2,9 +2,11 @@
 
 Blocks of one seed, trained on the exact readout, on the simulated Marrakesh, signs read faithfully from two settings,
 nothing mitigated.  The **noise penalty** is the change of test perplexity against the same adapter evaluated without
-circuits.
+circuits; its interval is over parts of the text, each with shots and a dealing of pairs of qubits of its own.
 """
 
+import hashlib
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,18 +34,18 @@ from cua.quantum.noise import DeviceNoise
 NAME = "budget_circuits"
 QUESTION = "What does a device's noise leave of the best adapters of about 1,000, 6,000 and 25,000 parameters?"
 SEED, SHOTS = 0, 8192
-PART = 32  # windows a run, so that little is lost when one is interrupted
+PART = 8  # windows
 
 
 def run() -> dict[str, Any]:
     """Every budget, part by part; a part's number is the seed of its shots and of dealing pairs of qubits to blocks.
 
     Raises:
-        FileNotFoundError: if an adapter or its study is missing, naming the experiment that makes it.
+        FileNotFoundError: if an adapter or the run that made it is missing, naming the experiment that makes it.
     """
     paths = {study.name: f"{study.name}/exact-seed{SEED}" for study in BUDGETS}
     adapters = adapter_digests(paths.values())
-    exact = {name: load_result(name)["runs"][f"exact-seed{SEED}"] for name in paths}
+    exact = {name: _exact_run(name) for name in paths}
     backend = FakeMarrakesh()
     noise = DeviceNoise(backend)
     chains = disjoint_paths(backend, 2, cutoff=CUTOFF)
@@ -56,6 +58,7 @@ def run() -> dict[str, Any]:
             "config": {
                 "device": "fake_marrakesh",
                 "cutoff": CUTOFF,
+                "chains_sha256": hashlib.sha256(json.dumps(chains).encode()).hexdigest(),
                 "shots": SHOTS,
                 "readout": "sign-faithful",
                 "windows_a_part": PART,
@@ -81,6 +84,13 @@ def run() -> dict[str, Any]:
     return record.finish(headline(record.result["runs"], exact, load_result(BUDGETS[0].name)["runs"]["base"]))
 
 
+def _exact_run(study: str) -> dict[str, Any]:
+    runs, key = load_result(study)["runs"], f"exact-seed{SEED}"
+    if key not in runs:
+        raise FileNotFoundError(f"{study}.json has no run {key}; record it with: python -m cua.experiments {study}")
+    return runs[key]
+
+
 def one_after_another(execution: Execution) -> Callable[[NDArray[np.float64]], BlockRunner]:
     """Each layer's blocks go on where those of the layer before ended, for :func:`run_blocks`.
 
@@ -99,11 +109,17 @@ def one_after_another(execution: Execution) -> Callable[[NDArray[np.float64]], B
 
 
 def headline(runs: dict[str, Any], exact: dict[str, dict[str, Any]], base: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Penalty against the exact adapter and change against the base model, over windows of text, by budget."""
-    numbers = {}
+    """Penalty against the exact adapter and change against the base model, by budget; 95 % intervals over parts."""
+    base, numbers = _by_part(base), {}
     for name, reference in exact.items():
-        mine = [runs[f"{name}/{part}"] for part in range(-(-len(base["nll"]) // PART))]
-        noisy = {"nll": [nll for part in mine for nll in part["nll"]], "tokens": base["tokens"]}
-        numbers[f"penalty_{name}"] = change_over_text([(noisy, reference)])
+        losses = [sum(runs[f"{name}/{part}"]["nll"]) for part in range(len(base["nll"]))]
+        noisy = {"nll": losses, "tokens": base["tokens"]}
+        numbers[f"penalty_{name}"] = change_over_text([(noisy, _by_part(reference))])
         numbers[f"change_{name}"] = change_over_text([(noisy, base)])
     return numbers
+
+
+def _by_part(run: dict[str, Any]) -> dict[str, Any]:
+    """The losses of a run over the whole text, added up within each part."""
+    starts = range(0, len(run["nll"]), PART)
+    return {"nll": np.add.reduceat(run["nll"], starts), "tokens": run["tokens"]}

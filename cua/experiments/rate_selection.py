@@ -102,7 +102,7 @@ BLOCK_DIMENSION = RateSelection(
     name="block_dimension_selection",
     question="Which learning rate lowers held-out validation perplexity most, for the largest blocks on one v_proj?",
     studies=_by_name(*(study for study in BLOCK_DIMENSIONS if study.adapter.block_size > 16)),
-    rates=(0.0025, 0.005, 0.01, 0.02),
+    rates=(0.005, 0.01, 0.02, 0.04),
 )
 
 BUDGET = RateSelection(

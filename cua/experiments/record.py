@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from filelock import FileLock, Timeout
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "book" / "results"
 ADAPTERS = REPOSITORY / "book" / "adapters"
+_CODE = ("cua", "pyproject.toml", "requirements.txt")  # results that are being written are no change of it
 _PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy", "gensim")
 _QUANTUM_PACKAGES = ("qiskit", "qiskit-aer", "qiskit-ibm-runtime")  # not in the first results
 
@@ -145,7 +147,7 @@ class Record:
 
     def __init__(self, description: dict[str, Any], folder: Path = RESULTS) -> None:
         self.path = folder / f"{description['name']}.json"
-        self._commit = _git_commit()  # of the code that is loaded, not of what is checked out hours later
+        self._commit = _git_commit()
         fresh = json.loads(json.dumps(description)) | {
             "status": "partial",
             "versions": _versions(),
@@ -224,10 +226,14 @@ def _versions() -> dict[str, str]:
     }
 
 
+@cache
 def _git_commit() -> str:
+    """The commit of the code that is loaded, not of what is checked out hours later."""
+
     def git(*arguments: str) -> str:
         return subprocess.run(
             ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE)
+    return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
