@@ -240,10 +240,10 @@ for label, study in budgets.items():
 
 # %% [markdown]
 # Intervals in the first two rows are over five seeds, which share one choice of components; in the last two, with one
-# seed, over the windows of the text. The circuits are those of a simulated 156-qubit Heron processor with its
-# calibration of one day (chapter [5](05_noise)): 8,192 shots for each block and token, half in each of the two settings
-# from which signs follow; pairs of qubits with an error above five times the median are left out, the others dealt to
-# the blocks anew for every 32 windows; nothing is mitigated.
+# seed, over 37 parts of the text. The circuits are those of a simulated 156-qubit Heron processor with its calibration
+# of one day (chapter [5](05_noise)): 8,192 shots for each block and token, half in each of the two settings from which
+# signs follow; pairs of qubits with an error above five times the median are left out, the others dealt to the blocks
+# anew for every part of 8 windows; nothing is mitigated.
 #
 # For comparison, blocks of neighbouring components on one or all `v_proj`, trained as long. Several things differ at
 # once (number of layers, projections, choice of components, learning rate); what grouping by slopes brings, with nearly
@@ -311,11 +311,13 @@ print(f"{'adapted, as circuits':22} perplexity {counted.value:.2f}")
 #
 # - **Where a block sits counts for more than how many there are.** 6,138 parameters on chosen components of three
 #   projections lower perplexity further than 25,920 on neighbouring components of all `v_proj`, the placement of
-#   chapter [3](03_training). Every further parameter brings less: seven times 864 parameters less than double the gain.
+#   chapter [3](03_training) (at the rate chosen there, the highest of those tried). Every further parameter brings
+#   less: seven times 864 parameters less than double the gain.
 # - **One gradient is enough to choose.** It costs one pass over 32 windows, and no circuit.
 # - **Blocks are worth most on what is carried on**: on what attention and the MLP pass to the rest of the model, spread
 #   over all layers, rather than on what decides where attention looks.
-# - **Copied signs cost a part of the gain at every size**, and most of it is left.
+# - **Copied signs cost a part of the gain at every size**, and most of it is left, even at learning rates that were
+#   chosen for the exact readout.
 #
 # **What this does not show.** One model of 135 million parameters, one kind of text. Places were chosen on validation
 # text, sixty steps and one seed a cell, all at one rate: what learns more slowly may come out too low. Only the base
