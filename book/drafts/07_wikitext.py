@@ -65,6 +65,8 @@ from cua.plotting import COLOURS, interval, use_style
 from cua.quantum.blocks import Execution
 
 use_style()
+
+# %%
 model, tokenizer = load_model()
 text = {split: windows(tokenizer, load_corpus("wikipedia", split).text, 256) for split in ("train", "test")}
 ids = text["train"][torch.linspace(0, len(text["train"]) - 1, 8).long()]

@@ -69,6 +69,8 @@ from cua.llm.train import teacher_states
 from cua.plotting import COLOURS, interval, use_style
 
 use_style()
+
+# %%
 model, tokenizer = load_model()
 text = windows(tokenizer, load_corpus("wikipedia", "train").text, 256)
 ids = text[torch.linspace(0, len(text) - 1, 8).long()]
@@ -91,13 +93,15 @@ ids = text[torch.linspace(0, len(text) - 1, 8).long()]
 
 # %%
 NAME = "model.layers.12.mlp.up_proj"
-moment = input_moments(model, ids, Compression("svd", layers=(12,), target_modules=("up_proj",)))[NAME]
+here = Compression("svd", layers=(12,), target_modules=("up_proj",))
+moment = input_moments(model, ids, here)[NAME]
 weight = model.get_submodule(NAME).weight.detach()
 
 
 def output_error(small: torch.Tensor) -> float:
     difference, original = (small - weight).double(), weight.double()
-    return (torch.trace(difference @ moment @ difference.T) / torch.trace(original @ moment @ original.T)).item()
+    error = torch.trace(difference @ moment @ difference.T)
+    return (error / torch.trace(original @ moment @ original.T)).item()
 
 
 unit = torch.eye(len(moment), dtype=moment.dtype)
@@ -183,9 +187,13 @@ for kind in ("cua", "lora"):
 # compressed model, in nats, does the original gain as well?
 
 # %%
-nats = {name: -math.log1p(compression[f"{name}_cua_change"]["value"] / 100) for name in ("original", *COMPRESSIONS)}
+nats = {
+    name: -math.log1p(compression[f"{name}_cua_change"]["value"] / 100)
+    for name in ("original", *COMPRESSIONS)
+}
 for name in COMPRESSIONS:
-    print(f"{name:20} {nats[name]:.2f} nats gained, the original {100 * nats['original'] / nats[name]:3.0f} % of that")
+    share = 100 * nats["original"] / nats[name]
+    print(f"{name:20} {nats[name]:.2f} nats gained, the original {share:3.0f} % of that")
 
 # %% [markdown]
 # From about half of it, where the loss was large, to nearly all. Of the gap itself about half closes after rounding, a
@@ -277,11 +285,16 @@ for lesson in LESSONS:
 
 # %%
 runs = load_result("distillation")["runs"]
-before, original = (runs[student]["perplexity"] for student in ("compressed", "original"))
-for label, taught in (("the text alone", "none"), ("the teacher alone", "original_10_10")):
+before = runs["compressed"]["perplexity"]
+original = runs["original"]["perplexity"]
+for label, taught in (
+    ("the text alone", "none"),
+    ("the teacher alone", "original_10_10"),
+):
     after = before * (1 + lessons[f"compressed_{taught}_change"]["value"] / 100)
     print(f"recovered by {label:17} {100 * (before - after) / (before - original):5.0f} %")
-print(f"of the gap, by the teacher alone: {100 * math.log(before / after) / math.log(before / original):.0f} %")
+net = math.log(before / after) / math.log(before / original)
+print(f"of the gap, by the teacher alone: {100 * net:.0f} %")
 
 # %% [markdown]
 # So the place for a teacher is a model that should become like the original again; for low perplexity on a text it is
@@ -295,8 +308,18 @@ print(f"of the gap, by the teacher alone: {100 * math.log(before / after) / math
 
 # %%
 STUDY = {
-    "chapter 7": ["placement", "budget_rates", *(study.name for study in BUDGETS), "budget_circuits"],
-    "chapter 8": ["block_dimension_selection", *(study.name for study in BLOCK_DIMENSIONS), "block_readout", "ideas"],
+    "chapter 7": [
+        "placement",
+        "budget_rates",
+        *(study.name for study in BUDGETS),
+        "budget_circuits",
+    ],
+    "chapter 8": [
+        "block_dimension_selection",
+        *(study.name for study in BLOCK_DIMENSIONS),
+        "block_readout",
+        "ideas",
+    ],
     "chapter 9": ["compression_rates", "compression", "distillation"],
 }
 for chapter, names in STUDY.items():
