@@ -266,13 +266,13 @@ print(f"{cached[0, 0].numel() * 2:,} bytes a token instead of {model.lm_head.out
 
 # %%
 lessons = load_result("distillation")["headline"]
-print(f"{'student':11} {'teacher':9} weight  temp.  {'change':26} against no teacher")
+print(f"{'student':10} {'teacher':8} weight temp.  {'change':22}  against no teacher")
 for lesson in LESSONS:
     label = lesson.key.replace("/", "_").replace(".", "")
-    against = "–" if lesson.teacher == "none" else quote(lessons[f"{label}_against_none"])
-    change = quote(lessons[f"{label}_change"])
-    how = f"{lesson.student:11} {lesson.teacher:9} {lesson.weight:6.1f} {lesson.temperature:6.1f}"
-    print(f"{how}  {change:26} {against}")
+    against = "–" if lesson.teacher == "none" else quote(lessons[f"{label}_against_none"], 1)
+    change = quote(lessons[f"{label}_change"], 1)
+    how = f"{lesson.student:10} {lesson.teacher:8} {lesson.weight:6.1f} {lesson.temperature:5.1f}"
+    print(f"{how}  {change:22}  {against}")
 
 # %% [markdown]
 # A teacher helps as far as it knows something that the text does not say. The original as it was does not: its student
