@@ -58,7 +58,7 @@ BLOCK_DIMENSIONS = [
         (2, _RATES[2], ("sign-constrained",)),
         (8, _RATES[8], ("sign-constrained",)),
         (16, _RATES[16], ("sign-constrained",)),
-        (32, 0.01, ("exact", "sign-constrained")),
+        (32, 0.02, ("exact", "sign-constrained")),
         (64, 0.01, ("exact", "sign-constrained")),
     ]
 ]
