@@ -265,7 +265,7 @@ for label, studies, key, colour, look in series:
     for i, study in enumerate(studies):
         interval(axes, study[key], x=counts[i], fmt=look[0], color=COLOURS[colour], label=None if i else label)
 axes.plot(6144, -1.4, "x", color=COLOURS["paper"], label="paper, Llama 3.1 8B")
-axes.set(xscale="log", xlabel="parameters", ylabel="change of perplexity (%)")
+axes.set(xscale="log", ylim=(None, 0), xlabel="parameters", ylabel="change of perplexity (%)")
 axes.set_xticks(ticks := [864, 6144, 25920], [f"{n:,}" for n in ticks])
 axes.minorticks_off()
 axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
