@@ -5,8 +5,6 @@ nothing mitigated.  The **noise penalty** is the change of test perplexity again
 circuits; its interval is over parts of the text, each with shots and a dealing of pairs of qubits of its own.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +21,7 @@ from cua.experiments.bench import Bench, run_of
 from cua.experiments.budgets import BUDGETS
 from cua.experiments.noise_frontier import CUTOFF, deal
 from cua.experiments.protocol import change_over_text
-from cua.experiments.record import ADAPTERS, Record, adapter_digests, load_result
+from cua.experiments.record import ADAPTERS, Record, adapter_digests, digest, load_result
 from cua.hybrid import run_blocks
 from cua.llm.evaluate import perplexity
 from cua.llm.models import identity
@@ -58,7 +56,7 @@ def run() -> dict[str, Any]:
             "config": {
                 "device": "fake_marrakesh",
                 "cutoff": CUTOFF,
-                "chains_sha256": hashlib.sha256(json.dumps(chains).encode()).hexdigest(),
+                "chains_sha256": digest(chains),
                 "shots": SHOTS,
                 "readout": "sign-faithful",
                 "windows_a_part": PART,

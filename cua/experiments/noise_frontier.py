@@ -5,8 +5,6 @@ penalty** is the change of test perplexity against the same adapter evaluated wi
 training, of the shots and of dealing the device's chains of qubits to the blocks.
 """
 
-import hashlib
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -22,7 +20,7 @@ from tqdm.auto import tqdm
 import cua
 from cua.experiments.bench import Bench, run_of
 from cua.experiments.protocol import change_over_text, mean_interval, percent_change
-from cua.experiments.record import ADAPTERS, Record, adapter_digests
+from cua.experiments.record import ADAPTERS, Record, adapter_digests, digest
 from cua.experiments.v_proj import BOUNDED, ONE_LAYER
 from cua.hybrid import run_on_circuits
 from cua.llm.evaluate import perplexity
@@ -120,10 +118,7 @@ def run() -> dict[str, Any]:
     backends = {name: getattr(fake_provider, cls)() for name, cls in DEVICES.items()}
     noises = {name: DeviceNoise(backend) for name, backend in backends.items()}
     places = {(name, n): disjoint_paths(backends[name], n, cutoff=CUTOFF) for name in backends for n in (1, 2, 3, 4)}
-    digests = {
-        f"{name}, {n} qubits": hashlib.sha256(json.dumps(chains).encode()).hexdigest()
-        for (name, n), chains in places.items()
-    }
+    digests = {f"{name}, {n} qubits": digest(chains) for (name, n), chains in places.items()}
     bench = Bench.prepare(test=True)
     pick = torch.linspace(0, len(bench.tokens["test"]) - 1, WINDOWS).long()
     ids = bench.tokens["test"][pick]

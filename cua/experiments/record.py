@@ -5,6 +5,7 @@ commit, device, wall time, the raw metrics of every run, and ``headline``: name 
 that chapters quote.  ``status`` is "partial" until every run is in; an interrupted experiment resumes.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -116,6 +117,11 @@ def adapter_digests(paths: Iterable[str], folder: Path = ADAPTERS) -> dict[str, 
             f"{missing[0]} has no adapter; train it with: python -m cua.experiments {' '.join(names)}"
         )
     return {path: json.loads((folder / path / "adapter.json").read_text())["safetensors_sha256"] for path in paths}
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value's JSON, for what a config would be too long with."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def point(value: float, unit: str) -> dict[str, Any]:
