@@ -1,8 +1,9 @@
-"""The adapters of :mod:`.budgets` with every block run as a noisy circuit, on the whole test split.
+"""The adapters of :mod:`.budgets` with every block run as a circuit, on the whole test split.
 
-Blocks of one seed, trained on the exact readout, on the simulated Marrakesh, signs read faithfully from two settings,
-nothing mitigated.  The **noise penalty** is the change of test perplexity against the same adapter evaluated without
-circuits; its interval is over parts of the text, each with shots and a dealing of pairs of qubits of its own.
+Blocks of one seed, trained on the exact readout, signs read faithfully from two settings: on perfect qubits, on the
+simulated Marrakesh, and there with average errors undone (:mod:`cua.quantum.mitigation`).  The **penalty** is the
+change of test perplexity against the same adapter evaluated without circuits; its interval is over parts of the text,
+each with shots and a dealing of pairs of qubits of its own.
 """
 
 import time
@@ -30,13 +31,16 @@ from cua.quantum.layout import disjoint_paths
 from cua.quantum.noise import DeviceNoise
 
 NAME = "budget_circuits"
-QUESTION = "What does a device's noise leave of the best adapters of about 1,000, 6,000 and 25,000 parameters?"
+QUESTION = "What do shots and noise leave of the best adapters of about 1,000, 6,000 and 25,000 parameters?"
 SEED, SHOTS = 0, 8192
 PART = 8  # windows
+DEVICES = {"noisy": "none", "mitigated": "readout+depolarising", "perfect": None}  # what is undone; None: no noise
 
 
 def run() -> dict[str, Any]:
-    """Every budget, part by part; a part's number is the seed of its shots and of dealing pairs of qubits to blocks.
+    """Every device and budget, part by part.
+
+    A part's number is the seed of its shots and of dealing pairs of qubits to blocks.
 
     Raises:
         FileNotFoundError: if an adapter or the run that made it is missing, naming the experiment that makes it.
@@ -55,6 +59,7 @@ def run() -> dict[str, Any]:
             "question": QUESTION,
             "config": {
                 "device": "fake_marrakesh",
+                "mitigation": DEVICES,
                 "cutoff": CUTOFF,
                 "chains_sha256": digest(chains),
                 "shots": SHOTS,
@@ -67,12 +72,19 @@ def run() -> dict[str, Any]:
             "data": {"test": bench.data["test"]},
         }
     )
-    work = {f"{name}/{part}": (path, part) for name, path in paths.items() for part in range(len(parts))}
+    work = {
+        f"{name}/{device}/{part}": (path, device, part)
+        for device in DEVICES
+        for name, path in paths.items()
+        for part in range(len(parts))
+    }
     for key in record.missing(tqdm(work, desc=NAME, unit="run")):
         started = time.perf_counter()
-        path, part = work[key]
+        path, device, part = work[key]
         adapter = cua.load(bench.model, ADAPTERS / path)
-        execution = Execution(shots=SHOTS, noise=noise, places=deal(chains, part), seed=part)
+        execution = Execution(shots=SHOTS, places=deal(chains, part), seed=part)
+        if mitigation := DEVICES[device]:
+            execution = replace(execution, noise=noise, mitigation=mitigation)
         with run_blocks(adapter, one_after_another(execution)):
             measured = perplexity(bench.model, parts[part])
         adapter.detach()
@@ -107,13 +119,14 @@ def one_after_another(execution: Execution) -> Callable[[NDArray[np.float64]], B
 
 
 def headline(runs: dict[str, Any], exact: dict[str, dict[str, Any]], base: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Penalty against the exact adapter and change against the base model, by budget; 95 % intervals over parts."""
+    """Penalty against the exact adapter and change against the base model, by budget and device; 95 % over parts."""
     base, numbers = _by_part(base), {}
     for name, reference in exact.items():
-        losses = [sum(runs[f"{name}/{part}"]["nll"]) for part in range(len(base["nll"]))]
-        noisy = {"nll": losses, "tokens": base["tokens"]}
-        numbers[f"penalty_{name}"] = change_over_text([(noisy, _by_part(reference))])
-        numbers[f"change_{name}"] = change_over_text([(noisy, base)])
+        for device in DEVICES:
+            losses = [sum(runs[f"{name}/{device}/{part}"]["nll"]) for part in range(len(base["nll"]))]
+            read = {"nll": losses, "tokens": base["tokens"]}
+            numbers[f"penalty_{name}_{device}"] = change_over_text([(read, _by_part(reference))])
+            numbers[f"change_{name}_{device}"] = change_over_text([(read, base)])
     return numbers
 
 
