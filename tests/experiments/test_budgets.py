@@ -62,8 +62,8 @@ def test_headline_of_the_readings_by_hand():
 
 
 def test_headline_of_the_budgets_on_circuits_puts_the_parts_together():
-    """36 windows, of which the first part of eight and the last of four are run: base 30, exact 25, on noisy circuits 26
-    in the one and 27 in the other; between them the model without circuits does worse, which must not count."""
+    """36 windows, of which the first eight and the last four are run: base 30, exact 25, on noisy circuits 26 and 27.
+    Between them the adapter without circuits does worse, which must not count."""
     n, runs, exact = 36, {}, {}
     base = _run(30.0, n)
     for study in BUDGETS:
