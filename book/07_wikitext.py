@@ -265,7 +265,11 @@ for label, study in budgets.items():
         print(f"    {says:18} {quote(change):24} {quote(penalty)}")
 
 # %% [markdown]
-# TODO-NOISE
+# On perfect qubits next to nothing is lost: neither shots nor the reading of signs are an obstacle. Raw noise undoes
+# the gain at every size, though the same noise costs an adapter on one `v_proj` a tenth of a per cent (chapter
+# [5](05_noise)). With average errors undone most of the gain is back. So it is the bias of noise that hurts, not its
+# randomness, and it hurts here because of where these blocks sit; the live slice below shows why. (The rows with copied
+# signs above are without circuits, as are those that say *exact*.)
 #
 # For comparison, blocks of neighbouring components on one or all `v_proj`, trained as long. Several things differ at
 # once (number of layers, projections, choice of components, learning rate); what grouping by slopes brings, with nearly
@@ -345,7 +349,11 @@ for says, context in contexts.items():
 adapter.detach()
 
 # %% [markdown]
-# TODO-LIVE
+# Perfect circuits give what the matrices give, up to shots. Raw noise costs more than the adapter gained. Sparing one
+# token in 256 takes away about half of that cost, undoing average errors nearly all of it. Two windows illustrate, they
+# do not measure; but whoever runs such blocks on a processor should leave the first token to the classical computer: it
+# is the same place in every text, and it costs nothing. How much of what the adapter learned is WikiText's subject
+# matter, and how much its spacing, is the question of a later chapter.
 #
 # ## More than one processor
 #
@@ -369,11 +377,15 @@ adapter.detach()
 # - **One gradient is enough to choose.** It costs one pass over 32 windows, and no circuit.
 # - **Blocks are worth most on what is carried on**: on what attention and the MLP pass to the rest of the model, spread
 #   over all layers, rather than on what decides where attention looks.
+# - **Where blocks are worth most, noise is at its worst.** Steep slopes belong to components with large activations,
+#   and what noise adds to a slice grows with its length. Raw noise undoes the gain; inverting average errors brings
+#   most of it back.
 # - **Copied signs cost a part of the gain at every size**, and most of it is left, even at learning rates that were
 #   chosen for the exact readout.
 #
 # **What this does not show.** One model of 135 million parameters, one kind of text. Places were chosen on validation
-# text, sixty steps and one seed a cell, all at one rate: what learns more slowly may come out too low. Only the base
+# text, sixty steps and one seed a cell, all at one rate: what learns more slowly may come out too low. On circuits one
+# seed was run, on a quarter of the text, with mitigation that knows the calibration exactly. Only the base
 # model, and not another kind of adapter, stands beside these figures: low-rank adapters (LoRA) and their relatives at
 # equal parameters have a chapter of their own. The circuits are simulated, and nothing here is faster or better for
 # being run on a quantum processor.

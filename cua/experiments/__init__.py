@@ -1,6 +1,8 @@
 """Recorded experiments: name -> (question, function that records it)."""
 
 from cua.experiments import (
+    baseline_selection,
+    baselines,
     block_readout,
     budget_circuits,
     circuit_speed,
@@ -36,4 +38,6 @@ EXPERIMENTS = {
     compression.NAME: (compression.QUESTION, compression.run),
     ideas.NAME: (ideas.QUESTION, ideas.run),
     placement.NAME: (placement.QUESTION, placement.run),
+    baseline_selection.NAME: (baseline_selection.QUESTION, baseline_selection.run),
+    baselines.NAME: (baselines.QUESTION, baselines.run),
 }

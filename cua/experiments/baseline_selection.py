@@ -1,0 +1,196 @@
+"""Adapters of PEFT at our budgets: where each method goes and how fast it learns, chosen on validation text.
+
+Every method gets what our blocks got (:mod:`.placement`, :mod:`.rate_selection`): the same training windows, one
+gradient to choose modules by, several projections to choose from, several learning rates.  A method's gradient is that
+of its own parameters as they start out; modules with the largest sum of absolute slopes for each of their parameters
+come first, as long as the budget lasts.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from peft import BOFTConfig, IA3Config, LoraConfig, OFTConfig, PeftConfig, VeraConfig
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from cua.experiments.bench import GRADIENT_WINDOWS, Bench
+from cua.experiments.placement import EVERY, TRAINING
+from cua.experiments.protocol import percent_change, used
+from cua.experiments.record import Record, point
+from cua.llm.baselines import PeftAdapter
+from cua.llm.models import identity
+from cua.llm.prefix import SplitModel
+
+NAME = "baseline_selection"
+QUESTION = "Where does each method of PEFT lower held-out validation perplexity most, and at which learning rate?"
+BUDGETS = {"1k": 1000, "6k": 6144, "25k": 25920}  # parameters at most
+PLACES = (("v_proj",), ("o_proj",), ("down_proj",), ("v_proj", "o_proj", "down_proj"))
+RATES = (0.005, 0.01, 0.02, 0.04)  # the placement's rate among them; doubled further while the highest does best
+HIGHEST = 0.64
+
+
+def _ia3(modules: list[str]) -> IA3Config:
+    return IA3Config(target_modules=modules, feedforward_modules=[m for m in modules if m.endswith("down_proj")])
+
+
+METHODS: dict[str, Callable[[list[str]], PeftConfig]] = {
+    "lora": lambda modules: LoraConfig(r=1, lora_alpha=1, target_modules=modules),
+    "dora": lambda modules: LoraConfig(r=1, lora_alpha=1, target_modules=modules, use_dora=True),
+    "oft": lambda modules: OFTConfig(r=0, oft_block_size=4, target_modules=modules, use_cayley_neumann=False),
+    "boft": lambda modules: BOFTConfig(boft_block_size=4, target_modules=modules),
+    "ia3": _ia3,
+    "vera": lambda modules: VeraConfig(r=64, target_modules=modules),
+}
+
+
+def steepest(
+    model: LlamaForCausalLM, windows: Tensor, method: str, places: Iterable[str]
+) -> dict[str, tuple[float, int]]:
+    """Sum of the absolute slopes, and number of the parameters, that a method has on each module, by its name.
+
+    Slopes are those of the mean loss over ``windows``, at the method's initial values with seed 0.
+    """
+    modules = [name for name, _ in model.named_modules() if name.endswith(tuple(places))]
+    adapter = PeftAdapter(model, METHODS[method](modules))
+    try:
+        split = SplitModel(model, 0)
+        for ids in windows.split(1):
+            (split.nll(split.below(ids), ids) / (windows.shape[0] * (windows.shape[1] - 1))).backward()
+        found = dict.fromkeys(modules, (0.0, 0))
+        for name, parameter in adapter.modules.items():
+            module = next(m for m in modules if f".{m}." in f".{name}")
+            slope, size = found[module]
+            slopes = 0.0 if parameter.grad is None else parameter.grad.abs().sum().item()
+            found[module] = slope + slopes, size + parameter.numel()
+        return found
+    finally:
+        adapter.detach()
+
+
+def choose_modules(slopes: dict[str, tuple[float, int]], budget: int) -> list[str]:
+    """The modules with the steepest slopes for each parameter, as long as they fit; none if not even one does."""
+    chosen, left = [], budget
+    for name, (_, size) in sorted(slopes.items(), key=lambda item: -item[1][0] / item[1][1]):
+        if size <= left:
+            chosen.append(name)
+            left -= size
+    return [name for name in slopes if name in chosen]
+
+
+def cells(slopes: dict[str, dict[str, tuple[float, int]]]) -> dict[str, tuple[str, list[str]]]:
+    """Method and modules by ``METHOD/BUDGET/PLACE``: places where a module fits, those with the same modules once."""
+    found: dict[str, tuple[str, list[str]]] = {}
+    for method, everywhere in slopes.items():
+        for label, budget in BUDGETS.items():
+            for place in PLACES:
+                mine = {name: value for name, value in everywhere.items() if name.endswith(place)}
+                modules = choose_modules(mine, budget)
+                if modules and (method, modules) not in found.values():
+                    found[f"{method}/{label}/{'+'.join(place)}"] = method, modules
+    return found
+
+
+def run() -> dict[str, Any]:
+    """Every place at one rate, then the best place of each method and budget at the other rates; one seed."""
+    full = Bench.prepare(test=False)
+    train = full.tokens["train"]
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    tokens = {"train": train[order[: TRAINING.steps]], "selection": full.tokens["selection"][::EVERY]}
+    bench = Bench(full.model, tokens, full.data)
+    record = Record(
+        {
+            "name": NAME,
+            "question": QUESTION,
+            "config": {
+                "methods": {name: settings(method(["v_proj"])) for name, method in METHODS.items()},
+                "budgets": BUDGETS,
+                "places": PLACES,
+                "rates": RATES,
+                "highest_rate": HIGHEST,
+                "gradient_windows": GRADIENT_WINDOWS,
+                "training": used(TRAINING),
+                "every": EVERY,
+            },
+            "seeds": [TRAINING.seed],
+            "model": identity(bench.model),
+            "data": bench.data,
+        }
+    )
+    spread = train[torch.linspace(0, len(train) - 1, GRADIENT_WINDOWS).long()]
+    slopes = {method: steepest(bench.model, spread, method, PLACES[-1]) for method in METHODS}
+    work = cells(slopes)
+
+    def fit(key: str, cell: str, rate: float) -> None:
+        started = time.perf_counter()
+        method, modules = work[cell]
+        training = replace(TRAINING, learning_rate=rate)
+        run = bench.fit_peft(METHODS[method](modules), training, "selection", 0) | {"rate": rate, "modules": modules}
+        record.add(key, run, time.perf_counter() - started)
+        print(f"{key}: {run['parameters']} parameters, perplexity {run['perplexity']:.3f}", flush=True)
+
+    for key in record.missing(["base", *work]):
+        if key == "base":
+            started = time.perf_counter()
+            record.add(key, bench.measure("selection", 0), time.perf_counter() - started)
+        else:
+            fit(key, key, TRAINING.learning_rate)
+    if not record.has("base", *work):
+        return record.result
+    while rest := next_rates(record.result["runs"]):
+        for key in record.missing(rest):
+            fit(key, *rest[key])
+        if not record.has(*rest):
+            return record.result
+    return record.finish(headline(record.result["runs"]))
+
+
+def settings(config: PeftConfig) -> dict[str, Any]:
+    """What a method is set to, without what is the same for all and where it goes."""
+    keys = ("r", "lora_alpha", "use_dora", "oft_block_size", "use_cayley_neumann", "boft_block_size")
+    keys += ("boft_n_butterfly_factor", "d_initial", "projection_prng_key")
+    return {"peft_type": str(config.peft_type.value)} | {k: getattr(config, k) for k in keys if hasattr(config, k)}
+
+
+def best_places(runs: dict[str, Any]) -> dict[str, str]:
+    """The place with the lowest perplexity, by ``METHOD/BUDGET``."""
+    best: dict[str, str] = {}
+    for key in runs:
+        if key != "base" and "-rate" not in key:
+            label, _, _ = key.rpartition("/")
+            if label not in best or runs[key]["perplexity"] < runs[best[label]]["perplexity"]:
+                best[label] = key
+    return best
+
+
+def tried_rates(runs: dict[str, Any], cell: str) -> dict[float, dict[str, Any]]:
+    """The runs of one place by their rate."""
+    return {run["rate"]: run for key, run in runs.items() if key == cell or key.startswith(f"{cell}-rate")}
+
+
+def next_rates(runs: dict[str, Any]) -> dict[str, tuple[str, float]]:
+    """Place and rate of the runs to be made next: the grid, and beyond it while the highest rate does best."""
+    wanted = {}
+    for cell in best_places(runs).values():
+        tried = tried_rates(runs, cell)
+        rates = [rate for rate in RATES if rate not in tried]
+        best, highest = min(tried, key=lambda rate: tried[rate]["perplexity"]), max(tried)
+        if not rates and best == highest < HIGHEST:
+            rates = [2 * highest]
+        wanted |= {f"{cell}-rate{rate}": (cell, rate) for rate in rates}
+    return wanted
+
+
+def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of each method and budget: parameters, best rate, and the change of perplexity there."""
+    numbers = {}
+    for label, cell in best_places(runs).items():
+        tried = tried_rates(runs, cell)
+        rate = min(tried, key=lambda rate: tried[rate]["perplexity"])
+        name = label.replace("/", "_")
+        numbers[f"{name}_parameters"] = point(runs[cell]["parameters"], "parameters")
+        numbers[f"{name}_rate"] = point(rate, "1")
+        numbers[f"{name}_change"] = point(percent_change(tried[rate], runs["base"]), "%")
+    return numbers

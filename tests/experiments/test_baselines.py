@@ -1,0 +1,96 @@
+"""Where methods of PEFT go, at which rates, and how they are compared with ours."""
+
+import math
+
+import pytest
+import torch
+
+from cua.experiments import baseline_selection, baselines
+from cua.experiments.baseline_selection import METHODS, best_places, cells, choose_modules, next_rates, steepest
+from cua.llm.baselines import PeftAdapter
+
+
+@pytest.fixture
+def windows() -> torch.Tensor:
+    return torch.randint(97, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_slopes_are_those_of_each_modules_own_parameters(frozen, windows, method):
+    found = steepest(frozen, windows, method, ("v_proj", "down_proj"))
+    assert len(found) == 2 * 4
+    assert all(slope > 0 for slope, _ in found.values())
+    adapter = PeftAdapter(frozen, METHODS[method](list(found)))
+    frozen(windows, labels=windows).loss.backward()
+    for name, (slope, size) in found.items():
+        mine = [parameter for full, parameter in adapter.modules.items() if f".{name}." in f".{full}"]
+        assert size == sum(parameter.numel() for parameter in mine)
+        assert slope == pytest.approx(sum(p.grad.abs().sum().item() for p in mine if p.grad is not None), rel=1e-3)
+    adapter.detach()
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+def test_the_steepest_modules_that_fit_are_chosen():
+    slopes = {"a": (10.0, 10), "b": (9.0, 3), "c": (100.0, 50), "d": (0.1, 2)}  # a parameter: 1, 3, 2, 0.05
+    assert choose_modules(slopes, 53) == ["b", "c"]
+    assert choose_modules(slopes, 15) == ["a", "b", "d"]
+    assert choose_modules(slopes, 1) == []
+
+
+def test_places_with_the_same_modules_are_tried_once():
+    slopes = {"lora": {f"layers.{i}.{p}": (size / (i + 1), size) for p, size in _SIZES.items() for i in range(30)}}
+    found = cells(slopes)
+    assert found["lora/1k/v_proj"] == ("lora", ["layers.0.v_proj"])
+    assert "lora/1k/o_proj" not in found, "one module has more parameters than the budget"
+    assert "lora/1k/v_proj+o_proj+down_proj" not in found, "the same module as v_proj alone"
+    for key, (_, modules) in found.items():
+        spent = sum(_SIZES[name.rpartition(".")[2]] for name in modules)
+        assert spent <= baseline_selection.BUDGETS[key.split("/")[1]]
+
+
+_SIZES = {"v_proj": 768, "o_proj": 1152, "down_proj": 2112}
+
+
+def _run(perplexity: float, rate: float = 0.02) -> dict:
+    return {"perplexity": perplexity, "rate": rate, "parameters": 768, "modules": ["m"]}
+
+
+def test_rates_go_on_beyond_the_grid_while_the_highest_does_best():
+    runs = {"base": _run(30.0), "ia3/1k/v_proj": _run(28.0), "ia3/1k/o_proj": _run(29.0)}
+    assert best_places(runs) == {"ia3/1k": "ia3/1k/v_proj"}
+    grid = next_rates(runs)
+    assert {rate for _, rate in grid.values()} == {0.005, 0.01, 0.04}
+    for key, (_, rate) in grid.items():
+        runs[key] = _run(28.0 - 10 * rate, rate)
+    assert next_rates(runs) == {"ia3/1k/v_proj-rate0.08": ("ia3/1k/v_proj", 0.08)}
+    runs["ia3/1k/v_proj-rate0.08"] = _run(27.9, 0.08)
+    assert next_rates(runs) == {}
+    numbers = baseline_selection.headline(runs)
+    assert numbers["ia3_1k_rate"]["value"] == 0.04
+    assert numbers["ia3_1k_change"]["value"] == pytest.approx(100 * (27.6 / 30 - 1))
+    runs["ia3/1k/v_proj-rate0.08"] = _run(20.0, 0.08)
+    for rate in (0.16, 0.32, 0.64):
+        ((key, _),) = next_rates(runs).items()
+        runs[key] = _run(20.0 - rate, rate)
+    assert next_rates(runs) == {}, "there is a highest"
+
+
+def test_headline_compares_on_the_same_windows():
+    """Ours 20 where the methods are measured and far from it elsewhere; LoRA 21 and 22; base 25."""
+
+    def losses(level: float, n: int = 4) -> dict:
+        return {"nll": [10 * math.log(level)] * n, "tokens": 10 * n, "parameters": 1000, "perplexity": level}
+
+    ours = losses(20.0, 10)
+    ours["nll"] = [loss if i % 3 == 0 else 99.0 for i, loss in enumerate(ours["nll"])]
+    everything = {f"{readout}-seed{seed}": ours for readout in baselines.READOUTS for seed in baselines.SEEDS}
+    runs = {"base": losses(25.0)}
+    for label in baselines.BUDGETS:
+        runs |= {f"lora/{label}/seed{seed}": losses(21.0 + (seed > 2)) for seed in baselines.SEEDS}
+    numbers = baselines.headline(runs, dict.fromkeys(baselines.BUDGETS, everything))
+    assert numbers["cua_exact_6k_change"]["value"] == pytest.approx(-20.0)
+    assert numbers["lora_6k_change"]["value"] == pytest.approx(100 * (21.4 / 25 - 1))
+    against = numbers["cua_against_lora_6k"]
+    assert against["value"] == pytest.approx(100 * (0.6 * 20 / 21 + 0.4 * 20 / 22 - 1))
+    assert against["low"] < against["value"] < against["high"] < 0
+    assert "dora_6k_change" not in numbers
