@@ -9,6 +9,7 @@ from cua.experiments import (
     compression,
     compression_rates,
     distillation,
+    domains,
     hardware,
     ideas,
     noise_frontier,
@@ -40,4 +41,5 @@ EXPERIMENTS = {
     placement.NAME: (placement.QUESTION, placement.run),
     baseline_selection.NAME: (baseline_selection.QUESTION, baseline_selection.run),
     baselines.NAME: (baselines.QUESTION, baselines.run),
+    domains.NAME: (domains.QUESTION, domains.run),
 }

@@ -15,7 +15,7 @@ from cua.experiments.baseline_selection import NAME as SELECTION
 from cua.experiments.bench import Bench
 from cua.experiments.budgets import BUDGETS as OURS
 from cua.experiments.protocol import change_over_text, mean_interval, percent_change, used
-from cua.experiments.record import Record, load_result, point
+from cua.experiments.record import ADAPTERS, Record, load_result, point
 from cua.llm.models import identity
 
 NAME = "baselines"
@@ -62,7 +62,8 @@ def run() -> dict[str, Any]:
             label, seed = work[key]
             config = METHODS[label.partition("/")[0]](chosen[label]["modules"])
             training = replace(TRAINING, learning_rate=chosen[label]["rate"], seed=seed)
-            run = bench.fit_peft(config, training, "test", 0)
+            folder = ADAPTERS / NAME / key if label.startswith("lora/") else None
+            run = bench.fit_peft(config, training, "test", 0, folder)
         record.add(key, run, time.perf_counter() - started)
         print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
     if not record.has("base", *work):

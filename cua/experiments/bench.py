@@ -138,13 +138,16 @@ class Bench:
         training: TrainConfig,
         names: str | tuple[str, ...],
         layer: int | None = None,
+        folder: Path | None = None,
         **options: Any,
     ) -> dict[str, Any]:
         """:meth:`fit` for an adapter of PEFT; the schedule's seed is that of its initial values as well."""
         adapter = PeftAdapter(self.model, config, training.seed)
         try:
-            parameters = adapter.n_parameters
-            return {"parameters": parameters} | self._train_and_measure(adapter, training, names, layer, **options)
+            measured = self._train_and_measure(adapter, training, names, layer, **options)
+            if folder is not None:
+                adapter.save(folder)
+            return {"parameters": adapter.n_parameters} | measured
         finally:
             adapter.detach()
 

@@ -1,7 +1,10 @@
 """Adapters of the PEFT library, trained and measured by the same loop as ours."""
 
+from pathlib import Path
+from typing import Self
+
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import LlamaForCausalLM
 
@@ -20,7 +23,10 @@ class PeftAdapter:
     def __init__(self, model: LlamaForCausalLM, config: PeftConfig, seed: int = 0) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.wrapped = get_peft_model(model, config)
+            self._wrap(model, get_peft_model(model, config))
+
+    def _wrap(self, model: LlamaForCausalLM, wrapped: PeftModel) -> None:
+        self.wrapped = wrapped
         self.modules = {name: p for name, p in model.named_parameters() if p.requires_grad}
 
     def parameters(self) -> list[nn.Parameter]:
@@ -35,6 +41,18 @@ class PeftAdapter:
     def first_layer(self) -> int:
         """The lowest decoder layer with a trainable parameter."""
         return min((layer_number(name) or 0) for name in self.modules)
+
+    def save(self, folder: Path) -> None:
+        """Write the adapter as PEFT does: safetensors and JSON."""
+        self.wrapped.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # a form for the hub, with nothing filled in
+
+    @classmethod
+    def load(cls, model: LlamaForCausalLM, folder: Path) -> Self:
+        """Put a saved adapter on a model."""
+        adapter = cls.__new__(cls)
+        adapter._wrap(model, PeftModel.from_pretrained(model, folder, is_trainable=True))
+        return adapter
 
     def detach(self) -> nn.Module:
         """Take the adapter off and return the base model, its weights untouched."""

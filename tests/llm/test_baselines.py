@@ -30,6 +30,22 @@ def test_lora_trains_alone_and_comes_off(llama, windows, ids):
     assert all(torch.equal(p, before[name]) for name, p in llama.named_parameters())
 
 
+def test_a_saved_adapter_comes_back(make_llama, windows, ids, tmp_path):
+    model = make_llama()
+    adapter = PeftAdapter(model, LoraConfig(**LORA))
+    train(model, adapter, windows, TrainConfig(steps=3, warmup=0, learning_rate=0.05))
+    adapter.save(tmp_path / "lora")
+    files = sorted(path.name for path in (tmp_path / "lora").iterdir())
+    assert files == ["adapter_config.json", "adapter_model.safetensors"]
+    fresh = make_llama()
+    before = fresh(ids).logits
+    loaded = PeftAdapter.load(fresh, tmp_path / "lora")
+    assert loaded.n_parameters == adapter.n_parameters
+    assert torch.equal(fresh(ids).logits, model(ids).logits)
+    loaded.detach()
+    assert torch.equal(fresh(ids).logits, before)
+
+
 def test_seeds_are_of_the_adapter_and_of_nothing_else(make_llama):
     state = torch.get_rng_state()
     first, again, other = (

@@ -1,0 +1,125 @@
+"""What an adapter does on other text: of other domains, and the same text in other clothes.
+
+Adapters of :mod:`.budgets`, trained on WikiText, on the text of each domain; then adapters of 6,138 parameters trained
+on WikiText in plain clothes, or on each domain itself, on all of it again.  Wikipedia articles in WikiText's clothes
+and WikiText in plain ones tell what is said from how it is written.
+"""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+import cua
+from cua.experiments.bench import TRAIN_WINDOW, Bench, wikitext_splits
+from cua.experiments.budgets import BUDGETS
+from cua.experiments.protocol import change_over_text, chosen_groups, mean_interval, percent_change, used
+from cua.experiments.record import ADAPTERS, Record, adapter_digests, point
+from cua.llm.data import Corpus, load_corpus, windows
+from cua.llm.domains import DOMAINS, load_domain, to_plain, to_wikitext
+from cua.llm.models import identity, load_model
+
+NAME = "domains"
+QUESTION = (
+    "Does an adapter trained on WikiText help on other text, and what does it learn: a subject or a way of writing?"
+)
+SEEDS, WINDOWS = (0, 1, 2), 16  # windows at most of each text, spread evenly
+STUDY = BUDGETS[1]  # of what is trained here
+TRAINING = replace(STUDY.training, steps=120)
+TEXTS = ("wikitext", "wikitext in plain", *DOMAINS, "wikipedia in wikitext")
+TRAINED_ON = ("wikitext in plain", *DOMAINS, "wikipedia in wikitext")
+
+
+def corpus(text: str, split: str) -> Corpus:
+    """ "train" or "test" of one of :data:`TEXTS`; WikiText's train split is that of :func:`wikitext_splits`."""
+    name, _, clothes = text.partition(" in ")
+    if name == "wikitext":
+        found = wikitext_splits()["train"] if split == "train" else load_corpus("wikitext-2", split)
+    else:
+        found = load_domain(name, split)
+    change = {"": str, "plain": to_plain, "wikitext": to_wikitext}[clothes]
+    return replace(found, name=text, documents=tuple(change(document) for document in found.documents))
+
+
+def cut(tokenizer: PreTrainedTokenizerBase, text: Corpus, most: int | None = None) -> Tensor:
+    """Windows of a corpus, spread evenly where there are more than ``most``."""
+    found = windows(tokenizer, text.text, TRAIN_WINDOW)
+    if most is None or len(found) <= most:
+        return found
+    return found[torch.linspace(0, len(found) - 1, most).long()]
+
+
+def run() -> dict[str, Any]:
+    """The base model, adapters trained on WikiText, and those trained here, on every text."""
+    model, tokenizer = load_model()
+    paths = {f"{study.name}/seed{seed}": f"{study.name}/exact-seed{seed}" for study in BUDGETS for seed in SEEDS}
+    tests = {text: corpus(text, "test") for text in TEXTS}
+    tokens = {text: cut(tokenizer, found, WINDOWS) for text, found in tests.items()}
+    record = Record(
+        {
+            "name": NAME,
+            "question": QUESTION,
+            "config": {
+                "windows": WINDOWS,
+                "window": TRAIN_WINDOW,
+                "trained_here": {"adapter": used(STUDY.adapter), "blocks": dict(STUDY.blocks)},
+                "training": {k: v for k, v in used(TRAINING).items() if k != "seed"},
+                "adapters_sha256": adapter_digests(paths.values()),
+            },
+            "seeds": SEEDS,
+            "model": identity(model),
+            "data": {text: found.provenance() for text, found in tests.items()},
+        }
+    )
+    trained = {f"{text}/seed{seed}": (text, seed) for text in TRAINED_ON for seed in SEEDS}
+    benches: dict[str, Bench] = {}
+    for key in record.missing(["base", *paths, *trained]):
+        started = time.perf_counter()
+        if key in trained:
+            text, seed = trained[key]
+            if text not in benches:
+                benches = {text: Bench(model, tokens | {"train": cut(tokenizer, corpus(text, "train"))}, {})}
+            run = _fit(benches[text], seed)
+        else:
+            bench = Bench(model, tokens, {})
+            adapter = cua.load(model, ADAPTERS / paths[key]) if key in paths else None
+            run = {text: bench.measure(text, 0) for text in TEXTS}
+            if adapter is not None:
+                adapter.detach()
+        record.add(key, {"texts": run} if "texts" not in run else run, time.perf_counter() - started)
+        shown = record.result["runs"][key]["texts"]["wikitext"]["perplexity"]
+        print(f"{key}: perplexity of WikiText {shown:.3f}", flush=True)
+    if not record.has("base", *paths, *trained):
+        return record.result
+    return record.finish(headline(record.result["runs"]))
+
+
+def _fit(bench: Bench, seed: int) -> dict[str, Any]:
+    groups = chosen_groups(
+        bench.gradients(STUDY.adapter.target_modules, STUDY.adapter.side), STUDY.adapter, STUDY.blocks
+    )
+    run = bench.fit(STUDY.adapter, replace(TRAINING, seed=seed), None, TEXTS, groups, 0)
+    texts = {text: run.pop(text) for text in TEXTS[1:]}
+    first = {key: run.pop(key) for key in ("perplexity", "tokens", "nll")}  # of the first text
+    return run | {"texts": {TEXTS[0]: first} | texts}
+
+
+def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Base perplexity of every text; its change by what the adapter was trained on, over seeds and over text."""
+    base = runs["base"]["texts"]
+    numbers = {f"base_{_label(text)}": point(base[text]["perplexity"], "perplexity") for text in TEXTS}
+    for trained_on in (*(study.name for study in BUDGETS), *TRAINED_ON):
+        mine = [runs[f"{trained_on}/seed{seed}"]["texts"] for seed in SEEDS]
+        for text in TEXTS:
+            name = f"change_{_label(trained_on)}_on_{_label(text)}"
+            pairs = [(run[text], base[text]) for run in mine]
+            numbers[name] = mean_interval([percent_change(*pair) for pair in pairs], "%")
+            numbers[f"{name}_over_text"] = change_over_text(pairs)
+    return numbers
+
+
+def _label(text: str) -> str:
+    return text.replace(" ", "_")

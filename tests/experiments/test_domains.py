@@ -1,0 +1,64 @@
+"""The texts that adapters are measured on, and how their changes are put together."""
+
+import math
+
+import pytest
+import torch
+
+from cua.experiments import domains
+from cua.experiments.bench import Bench
+from cua.experiments.domains import TEXTS, TRAINED_ON, corpus, cut
+from cua.llm.domains import to_wikitext
+
+
+def test_clothes_go_on_document_by_document():
+    plain, dressed = (corpus(text, "test") for text in ("wikipedia", "wikipedia in wikitext"))
+    assert dressed.documents == tuple(map(to_wikitext, plain.documents))
+    assert dressed.provenance()["name"] == "wikipedia in wikitext"
+    assert dressed.provenance()["sha256"] != plain.provenance()["sha256"]
+
+
+def test_windows_are_spread_over_a_long_text_and_all_of_a_short_one(embedded):
+    _, tokenizer = embedded
+    everything = cut(tokenizer, corpus("news", "test"))
+    assert torch.equal(cut(tokenizer, corpus("news", "test"), 1000), everything)
+    some = cut(tokenizer, corpus("news", "test"), 3)
+    assert torch.equal(some[[0, -1]], everything[[0, -1]])
+
+
+def test_training_here_measures_every_text(frozen, monkeypatch):
+    tokens = {
+        text: torch.randint(97, (2, 16), generator=torch.Generator().manual_seed(i)) for i, text in enumerate(TEXTS)
+    }
+    bench = Bench(frozen, tokens | {"train": tokens[TEXTS[0]]}, {})
+    small = domains.replace(domains.STUDY, blocks=tuple((projection, 2) for projection, _ in domains.STUDY.blocks))
+    monkeypatch.setattr(domains, "STUDY", small)
+    monkeypatch.setattr(domains, "TRAINING", domains.replace(domains.TRAINING, steps=3))
+    run = domains._fit(bench, seed=1)
+    assert tuple(run["texts"]) == TEXTS
+    assert run["parameters"] == 36
+    assert {"perplexity", "tokens", "nll"} <= run["texts"]["wikitext"].keys()
+    assert "perplexity" not in run
+    assert run["texts"]["law"]["perplexity"] != run["texts"]["code"]["perplexity"]
+
+
+def test_headline_by_hand():
+    """Base 20 on every text; trained on law 18, 19 and 20 there, 22 elsewhere; all others 20."""
+
+    def texts(level: float, law: float) -> dict:
+        def run(value: float) -> dict:
+            return {"perplexity": value, "nll": [5 * math.log(value)] * 4, "tokens": 20}
+
+        return {"texts": {text: run(law if text == "law" else level) for text in TEXTS}}
+
+    runs = {"base": texts(20.0, 20.0)}
+    for trained_on in (*(study.name for study in domains.BUDGETS), *TRAINED_ON):
+        for seed in domains.SEEDS:
+            own = trained_on == "law"
+            runs[f"{trained_on}/seed{seed}"] = texts(22.0 if own else 20.0, 18.0 + seed if own else 20.0)
+    numbers = domains.headline(runs)
+    assert numbers["change_law_on_law"]["value"] == pytest.approx(-5.0)
+    assert numbers["change_law_on_law"]["low"] < -5 < numbers["change_law_on_law"]["high"]
+    assert numbers["change_law_on_wikitext_in_plain"]["value"] == pytest.approx(10.0)
+    assert numbers["change_budget_6k_on_wikipedia_in_wikitext"]["value"] == 0
+    assert numbers["base_code"]["value"] == 20
