@@ -21,8 +21,9 @@ import torch
 from filelock import FileLock, Timeout
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RESULTS = REPOSITORY / "book" / "results"
-ADAPTERS = REPOSITORY / "book" / "adapters"
+RECORDS = Path(os.environ.get("CUA_RECORDS") or REPOSITORY / "book")  # elsewhere to try a run again
+RESULTS = RECORDS / "results"
+ADAPTERS = RECORDS / "adapters"
 _CODE = ("cua", "pyproject.toml", "requirements.txt")  # results that are being written are no change of it
 _PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy", "gensim")
 _QUANTUM_PACKAGES = ("qiskit", "qiskit-aer", "qiskit-ibm-runtime")  # not in the first results

@@ -1,10 +1,13 @@
+import json
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cua.experiments import EXPERIMENTS
 from cua.experiments.__main__ import main
-from cua.experiments.record import SCHEMA
+from cua.experiments.record import ADAPTERS, RESULTS, SCHEMA
 
 
 def run(monkeypatch, *arguments: str) -> None:
@@ -33,3 +36,37 @@ def test_experiments_run_in_the_order_of_their_names(monkeypatch, capsys):
     run(monkeypatch, "v_proj_one", "adapter_speed")
     assert order == ["v_proj_one", "adapter_speed"]
     assert capsys.readouterr().out.split() == ["{", '"v_proj_one":', "1", "}", "{", '"adapter_speed":', "1", "}"]
+
+
+def test_a_run_is_made_again_in_a_copy(monkeypatch, capsys):
+    """What runs is stood in for: it sees everything but the run that is to be repeated."""
+    before = {path: path.read_bytes() for path in (RESULTS / "budget_1k.json", *(ADAPTERS / "budget_1k").glob("*/*"))}
+    recorded = json.loads(before[RESULTS / "budget_1k.json"])["runs"]
+
+    def record(command: list[str], env: dict[str, str], **_: object) -> None:
+        assert command[1:] == ["-m", "cua.experiments", "budget_1k"]
+        folder = Path(env["CUA_RECORDS"])
+        file = folder / "results" / "budget_1k.json"
+        result = json.loads(file.read_text())
+        assert recorded.keys() - result["runs"].keys() == {"exact-seed3"}
+        assert result["status"] == "partial"
+        kept = {path.name for path in (folder / "adapters" / "budget_1k").iterdir()}
+        assert "exact-seed2" in kept
+        assert "exact-seed3" not in kept
+        result["runs"]["exact-seed3"] = {"perplexity": 1.001 * recorded["exact-seed3"]["perplexity"]}
+        file.write_text(json.dumps(result))
+
+    monkeypatch.setattr(subprocess, "run", record)
+    run(monkeypatch, "budget_1k", "--again", "exact-seed3")
+    assert capsys.readouterr().out.strip().endswith("+0.1000 %")
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_only_a_recorded_run_of_one_experiment_can_be_made_again(monkeypatch, capsys):
+    for arguments, says in (
+        (["budget_1k", "budget_6k", "--again", "base"], "of one experiment"),
+        (["budget_1k", "--again", "exact-seed9"], "no run 'exact-seed9'"),
+    ):
+        with pytest.raises(SystemExit):
+            run(monkeypatch, *arguments)
+        assert says in capsys.readouterr().err
