@@ -18,6 +18,7 @@ from cua.experiments import (
     speed,
     v_proj_selection,
 )
+from cua.experiments.benchmarks import STUDIES as BENCHMARK_STUDIES
 from cua.experiments.budgets import BUDGETS
 from cua.experiments.v_proj import ALL_LAYERS, BLOCK_DIMENSIONS, BLOCK_SIZES, ONE_LAYER
 
@@ -42,4 +43,5 @@ EXPERIMENTS = {
     baseline_selection.NAME: (baseline_selection.QUESTION, baseline_selection.run),
     baselines.NAME: (baselines.QUESTION, baselines.run),
     domains.NAME: (domains.QUESTION, domains.run),
+    **{study.name: (study.question, study.run) for study in BENCHMARK_STUDIES},
 }

@@ -1,0 +1,44 @@
+"""The same questions before and after: what was corrected, what was broken, and whether the two differ by chance."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+DRAWS = 10_000
+
+
+def corrected_and_broken(before: ArrayLike, after: ArrayLike) -> tuple[int, int, float]:
+    """Questions that only the second got right, that only the first did, and McNemar's exact p-value.
+
+    Were the two equally good, each of the questions on which they differ would be a fair coin: two-sided binomial test
+    (McNemar 1947).  1.0 if they differ nowhere.
+
+    Args:
+        before, after: 1 for a right answer, 0 for a wrong one, in the same order.
+
+    Raises:
+        ValueError: for other values or another length.
+    """
+    before, after = (np.asarray(answers) for answers in (before, after))
+    if before.shape != after.shape or not np.isin([*before, *after], (0, 1)).all():
+        raise ValueError(f"answers are 1 or 0, of the same questions; got {before.shape} and {after.shape}")
+    corrected, broken = int((after > before).sum()), int((before > after).sum())
+    differ = corrected + broken
+    return corrected, broken, float(stats.binomtest(corrected, differ).pvalue) if differ else 1.0
+
+
+def mean_over_questions(values: ArrayLike, unit: str = "%", factor: float = 100.0) -> dict[str, Any]:
+    """Mean over questions with a 95 % bootstrap interval (percentiles), as a headline number.
+
+    Args:
+        values: one a question: right or wrong, or how two models differ.
+        unit: of the number.
+        factor: by which the mean is multiplied.
+    """
+    values = np.asarray(values, dtype=float)
+    rng = np.random.default_rng(0)
+    means = [rng.choice(values, len(values)).mean() for _ in range(DRAWS)]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"value": factor * values.mean(), "low": factor * low, "high": factor * high, "unit": unit}
