@@ -16,6 +16,7 @@ from cua.experiments import (
     placement,
     rate_selection,
     speed,
+    two_questions,
     v_proj_selection,
 )
 from cua.experiments.benchmarks import STUDIES as BENCHMARK_STUDIES
@@ -44,4 +45,5 @@ EXPERIMENTS = {
     baselines.NAME: (baselines.QUESTION, baselines.run),
     domains.NAME: (domains.QUESTION, domains.run),
     **{study.name: (study.question, study.run) for study in BENCHMARK_STUDIES},
+    two_questions.NAME: (two_questions.QUESTION, two_questions.run),
 }
