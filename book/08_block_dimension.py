@@ -160,6 +160,9 @@ for b in SIZES:
     print(f"{b:3}x{b:<4} {quote(turned, 3):24} {quote(read, 3)}")
 
 # %% [markdown]
+# Next to nothing, at every size; turning blocks back does not hurt, either. As in chapter [5](05_noise), statistical
+# errors average out.
+#
 # ## With the same number of parameters
 #
 # Now hold the number of parameters at 840 to 992 and let each size choose its components by slopes (chapter
