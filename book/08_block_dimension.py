@@ -79,8 +79,8 @@ SIZES = (2, 4, 8, 16, 32, 64)
 studies = {}
 for b in SIZES:
     exact = load_result("v_proj_one" if b == 4 else f"v_proj_{b}x{b}")["headline"]
-    constrained = load_result(f"v_proj_{b}x{b}_constrained")["headline"] if b in (2, 8, 16) else exact
-    studies[b] = exact | {"sign_constrained_change": constrained["sign_constrained_change"]}
+    copied = load_result(f"v_proj_{b}x{b}_constrained")["headline"] if b in (2, 8, 16) else exact
+    studies[b] = exact | {k: v for k, v in copied.items() if k.startswith("sign_constrained")}
 figure, axes = plt.subplots()
 for shift, key, colour, look, label in (
     (0.97, "exact_change", "exact", "o-", "exact"),
@@ -110,9 +110,8 @@ for small, large in pairwise(SIZES):
     print(f"{small:2} to {large:2}: {points[0] - points[1]:.1f} points for {more[1] - more[0]:,.0f} more parameters")
 
 # %% [markdown]
-# So yes: in this place perplexity falls with every further qubit, as the **paper** reports, and as far as we went. With
-# the number of parameters it has a law of diminishing returns: each doubling costs more than twice the parameters of
-# the one before and brings no more points, mostly fewer.
+# So yes: in this place perplexity falls with every further qubit, as the **paper** reports, and as far as we went. But
+# each step takes twice as many further parameters as the step before, and none brings as many points as the first.
 #
 # ## Signs of larger blocks
 #
@@ -154,10 +153,10 @@ for b in SIZES:
 
 # %%
 readout = load_result("block_readout")["headline"]
-print(f"{'penalty':8} {'turned back':24} turned back and read")
+print(f"{'penalty':8} {'turned back':26} turned back and read")
 for b in SIZES:
     turned, read = (readout[f"penalty_over_text_{b}x{b}_{reading}"] for reading in ("bounded", "sign_faithful"))
-    print(f"{b:3}x{b:<4} {quote(turned, 3):24} {quote(read, 3)}")
+    print(f"{b:3}x{b:<4} {quote(turned, 3):26} {quote(read, 3)}")
 
 # %% [markdown]
 # Next to nothing, at every size; turning blocks back does not hurt, either. As in chapter [5](05_noise), statistical

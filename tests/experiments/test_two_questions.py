@@ -25,7 +25,6 @@ def test_letters_after_the_prompt_are_a_distribution(embedded):
     answers = ask(model, tokenizer, row)
     assert len(answers["letter"]) == len(answers["text"]) == 4
     assert 0 < sum(map(math.exp, answers["letter"])) < 1
-    assert answers["text"][0] == max(answers["text"])
     two = loglikelihood(model, tokenizer, "Question: Water is\nAnswer:", " wet and cold")
     assert two < answers["text"][0], "further tokens cost further probability"
 
