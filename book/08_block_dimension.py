@@ -221,6 +221,8 @@ thetas = torch.stack(thetas)  # (seeds, layers, blocks, 6)
 angles = torch.rad2deg(rotation_angles(skew(thetas.flatten(0, 2), 4))).view(*thetas.shape[:3], 2)
 print(f"median of the larger angle {angles[..., 0].median():.0f}°, of the smaller {angles[..., 1].median():.0f}°")
 print(f"the largest of all {angles.max():.0f}°: below 90°, so every sign could be read")
+distance = (8 * (torch.deg2rad(angles) / 2).sin().square().sum(-1)).sqrt()  # |Q - I|
+print(f"median distance from the identity {distance.median():.2f}, of at most {8**0.5 * 2**0.5:.0f}")
 
 # %% [markdown]
 # Then compare two seeds. Each saw 240 of the 441 training windows, in its own order; any two share somewhat more than
