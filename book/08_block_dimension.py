@@ -123,11 +123,11 @@ for small, large in pairwise(SIZES):
 # $$f_k - f_{k'} = 2\,y_k\,y_{k'},$$
 #
 # has the sign of the one relative to the other. The $n$ qubits join every component to $n$ others, along the edges of a
-# hypercube, so $n + 1$ settings give all relative signs many times over, and $\langle x, Qx\rangle > 0$ gives the last
-# one, as long as $\lVert K\rVert_2 < 2$. Start from the largest component, walk along the most certain differences,
-# then average what all settings say about $y$. How close does this come to $(b-1)/(4n_\mathrm{shots})$, the least
-# squared error, relative to $\lVert x\rVert^2$, that quantum mechanics allows an unbiased estimate? Here for one random
-# block of each size, $\lVert K\rVert_2 = 1$, and 2,000 random slices:
+# hypercube, so $n + 1$ settings give all relative signs (once for one qubit, along more and more paths for more), and
+# $\langle x, Qx\rangle > 0$ gives the last one, as long as $\lVert K\rVert_2 < 2$. Start from the largest component,
+# walk along the most certain differences, then average what all settings say about $y$. How close does this come to
+# $(b-1)/(4n_\mathrm{shots})$, the least squared error, relative to $\lVert x\rVert^2$, that quantum mechanics allows an
+# unbiased estimate? Here for one random block of each size, $\lVert K\rVert_2 = 1$, and 2,000 random slices:
 
 # %%
 rng, shots = np.random.default_rng(0), 8192
@@ -141,15 +141,15 @@ for b in SIZES:
     print(f"{b:3}x{b:<2}  {b.bit_length():7} {error.mean():17.1f} {np.sort(error, axis=0)[:1980].mean():20.1f}")
 
 # %% [markdown]
-# At 4×4 a slice in a thousand or less is read wrongly, one whose large components are joined through small ones alone,
-# and it makes the mean. (The setting of chapter [4](04_circuits) has no such slices.) The larger sizes have more paths
+# At 4×4 a very few slices are read wrongly, those whose large components are joined through small ones alone, and they
+# make the mean. (The setting of chapter [4](04_circuits) has no such slices.) The larger sizes have more paths
 # between components. (Leaving out the worst hundredth also leaves out large honest errors: of an ideal estimate 0.92 of
 # the limit would be left at 2×2, and 0.96 at 4×4.) These slices are random; those of a language model have a few large
 # components and many small ones, which makes signs harder to tell and matter less. **Recorded**: what reading from
 # 8,192 shots, on perfect qubits, costs the trained adapters, on 16 windows of the test split
 # ({download}`block_readout.json <results/block_readout.json>`). Every block has its 8,192 shots whatever its size, and
-# 4×4 blocks are read in this way, too. Blocks with $\lVert K\rVert_2 > 1.9$ are turned back to 1.9 first, which has a
-# price of its own; the second column includes it:
+# 4×4 blocks are read in this way, too. Where $\lVert K\rVert_2 > 1.9$, the block is *turned back* first: its $K$ is
+# scaled down to 1.9, and so all of its angles. That may have a price of its own; the second column includes it:
 
 # %%
 readout = load_result("block_readout")["headline"]
@@ -159,8 +159,10 @@ for b in SIZES:
     print(f"{b:3}x{b:<4} {quote(turned, 3):26} {quote(read, 3)}")
 
 # %% [markdown]
-# Next to nothing, at every size; turning blocks back does not hurt, either. As in chapter [5](05_noise), statistical
-# errors average out.
+# Up to 32×32 nothing that can be told from zero, or less: as in chapter [5](05_noise), statistical errors average out.
+# At 64×64 it is a little, about a hundredth of what the adapter gains, as 64 numbers share the shots that four had.
+# Turning blocks back does not hurt where it was needed (at 16×16 and 64×64 no block was beyond 1.9). Intervals are over
+# text; the three seeds differ by more.
 #
 # ## With the same number of parameters
 #
@@ -191,24 +193,24 @@ for name in sorted(IDEAS, key=lambda name: ideas[f"{name}_change"]["value"]):
     print(f"{name:16} {count:7,.0f} {layers:6} {rate:6}  {quote(ideas[f'{name}_change']):24} {against}")
 
 # %% [markdown]
-# What decides is which components a block joins. Drawn at random from all layers they are worth hardly more than three
-# whole layers. The steepest blocks of *neighbours*, wherever they are, bring nearly half of the gain, free grouping the
-# other half. And at equal parameters smaller blocks do better: a large one spends most of its parameters on pairs with
-# small slopes. (It also reaches fewer layers, as the table counts; part of the difference is that.) Pairs come out
-# ahead of fours with each of the three seeds, if by less than other text might move. But as many parameters in pairs
-# are six times as many circuits a token, of one qubit each, which nobody needs a quantum processor for; we stay with
-# fours.
+# What decides first is which components a block joins. Drawn at random from all layers they are not worth more, as far
+# as can be told, than all blocks of the three best layers (though *random* has its best rate at the edge of those
+# tried). The steepest blocks of *neighbours*, wherever they are, bring nearly half of the gain, free grouping the other
+# half. And at equal parameters smaller blocks do better, by as much: presumably because a large one spends most of its
+# parameters on pairs with small slopes. (It also reaches fewer layers, as the table counts, and groups are grown
+# greedily: a better search might help the large ones.) Pairs come out ahead of fours with each of the three seeds, if
+# by less than other text might move. But as many parameters in pairs are six times as many circuits a token, of one
+# qubit each, which nobody needs a quantum processor for; we stay with fours.
 #
-# A gain for each block changes nothing that can be told from chance, nor does the manifold: trained angles are small,
-# where $K$ is as good a coordinate as any. We leave both out. *Random* and the blocks of 32 have their best rate at an
-# edge of the three tried, and might do a little better beyond it.
+# A gain for each block changes nothing that can be told from chance, nor does the manifold. We leave both out. The
+# blocks of 32 have their best rate at an edge of the three tried as well, and might do a little better beyond it.
 #
 # ## What the blocks learned
 #
 # Take the five adapters with 25,920 parameters on the inputs of all `v_proj` (chapter [3](03_training)): 4,320 blocks
 # each, of neighbouring components. A rotation in four dimensions turns two planes, by angles $\varphi =
-# 2\arctan(\lambda/2)$ with $\pm i\lambda$ the eigenvalues of $K$. How far did they turn, and how does that depend on
-# depth?
+# 2\arctan(\lambda/2)$ with $\pm i\lambda$ the eigenvalues of $K$; its distance from doing nothing is $\lVert Q -
+# I\rVert_F = \big(8\sum\sin^2\tfrac\varphi2\big)^{1/2}$. How far did they turn, and how does that depend on depth?
 
 # %%
 model, _ = load_model()
@@ -221,8 +223,8 @@ thetas = torch.stack(thetas)  # (seeds, layers, blocks, 6)
 angles = torch.rad2deg(rotation_angles(skew(thetas.flatten(0, 2), 4))).view(*thetas.shape[:3], 2)
 print(f"median of the larger angle {angles[..., 0].median():.0f}°, of the smaller {angles[..., 1].median():.0f}°")
 print(f"the largest of all {angles.max():.0f}°: below 90°, so every sign could be read")
-distance = (8 * (torch.deg2rad(angles) / 2).sin().square().sum(-1)).sqrt()  # |Q - I|
-print(f"median distance from the identity {distance.median():.2f}, of at most {8**0.5 * 2**0.5:.0f}")
+distance = (8 * (torch.deg2rad(angles) / 2).sin().square().sum(-1)).sqrt()
+print(f"median distance from the identity {distance.median():.2f}, at most {16**0.5:.0f}")
 
 # %% [markdown]
 # Then compare two seeds. Each saw 240 of the 441 training windows, in its own order; any two share somewhat more than
@@ -243,6 +245,16 @@ right.plot(range(30), cosines.mean(0), color=COLOURS["accent"])
 right.fill_between(range(30), cosines.amin(0), cosines.amax(0), color=COLOURS["accent"], alpha=0.2)
 right.set(xlabel="decoder layer", ylabel="cosine between seeds", ylim=(0, 1))
 plt.show()
+
+# %%
+by_layer = cosines.mean(0)
+print(f"cosine between two seeds: {by_layer.mean():.2f}")
+for which, layer in (("smallest", by_layer.argmin()), ("largest", by_layer.argmax())):
+    print(f"{which} in layer {layer}: {by_layer[layer]:.2f}")
+
+# %% [markdown]
+# Angles show no clear trend with depth. Two seeds agree in every layer, far beyond chance, and more in the last third
+# than below: the larger part of a rotation belongs to the model and the kind of text, the rest to the run.
 
 # %% [markdown]
 # ### As gates on two qubits
@@ -277,26 +289,26 @@ plt.show()
 
 # %% [markdown]
 # The two can hardly be told apart. That is as it should be: which component of the hidden state is called 00, 01, 10 or
-# 11 is an accident of numbering, and training does not see the tensor product. What it sees are four numbers. (The
-# components are neighbours here; chosen ones, as in chapter [7](07_wikitext), are numbered by their slopes.)
+# 11 is an accident of numbering, and training does not see the tensor product.
 #
 # ## What we learned
 #
 # - **In the same place larger blocks are better**, from 2 to 64 components, read exactly or with copied signs. Each
 #   further qubit more than doubles the parameters and brings about as much as the one before it, or less.
-# - **At the same number of parameters smaller blocks are better.** What a block is worth lies in a few pairs of
-#   components; smaller blocks choose them more freely, and reach more layers.
-# - **Which components a block joins decides more than anything else we tried**: more than the size of blocks, gains or
-#   the path of the optimiser. It costs no gate.
-# - **Signs of larger blocks can be read, too**, from one setting more than there are qubits, for next to nothing on
-#   perfect qubits. The condition is that blocks do not turn too far.
+# - **At the same number of parameters smaller blocks are better**, down to pairs: they choose components more freely,
+#   and reach more layers.
+# - **Which components a block joins and how large it is decide most**, about equally over the range we tried; gains and
+#   the path of the optimiser decide nothing that can be told. Choosing components costs no gate.
+# - **Signs of larger blocks can be read, too**, from one setting more than there are qubits, on perfect qubits for next
+#   to nothing up to 32 components. The condition is that blocks do not turn too far.
 # - **Trained blocks look like random ones of the same angles** when they are seen as gates on two qubits. What training
 #   put there are angles and planes, not entanglement.
 #
 # **What this does not show.** One projection in one layer, for the sizes; larger blocks may pay differently elsewhere.
-# Validation text and sixty steps, for the ideas. Larger blocks were read on perfect qubits only. With raw noise 8×8
-# blocks end up no better than 4×4 ones, and 16×16 ones worse in the mean; after ideal mitigation most of their lead is
-# left (chapter [5](05_noise)). And nothing in the entangling power is evidence for or against a use of entanglement:
+# Validation text and sixty steps, for the ideas. Signs of larger blocks were read on perfect qubits only. With raw
+# noise, signs given, on the simulated Marrakesh 8×8 blocks end up no better than 4×4 ones, and 16×16 ones worse in the
+# mean; on a better processor the 8×8 ones keep part of their lead, and after ideal mitigation most of it is left
+# (chapter [5](05_noise)). And nothing in the entangling power is evidence for or against a use of entanglement:
 # the blocks are 4×4 matrices.
 #
 # ## Exercises
@@ -315,8 +327,8 @@ plt.show()
 # ```{dropdown} Solution
 # Components 00 and 11 differ in both bits, and both of their neighbours, 01 and 10, are zero: every difference
 # $2y_ky_{k'}$ along an edge vanishes. The two are not connected. A setting with Hadamard gates on both qubits would
-# tell, or the quaternion of chapter [4](04_circuits). In practice no component is exactly zero, but the closer, the
-# more shots.
+# tell, or the quaternion of chapter [4](04_circuits). In practice no component is exactly zero, but the closer to
+# zero, the more shots it takes.
 # ```
 #
 # **3.** Rotate all blocks of an adapter by the same change of basis, `P.T @ Q @ P` with a permutation `P` of four
@@ -324,6 +336,6 @@ plt.show()
 #
 # ```{dropdown} Solution
 # The angles do not: the eigenvalues stay. The entangling power does in general, unless `P` is a product of one-qubit
-# gates, perhaps times a swap (exchanging 00 with 01 *and* 10 with 11 is one; exchanging 10 with 11 alone is a CNOT). So
+# gates, perhaps times a swap (exchanging 00 with 01 *and* 10 with 11 is one; 10 with 11 alone is a CNOT). So
 # it says as much about the numbering as about the rotation.
 # ```
