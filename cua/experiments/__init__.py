@@ -1,6 +1,7 @@
 """Recorded experiments: name -> (question, function that records it)."""
 
 from cua.experiments import (
+    baseline_cost,
     baseline_selection,
     baselines,
     block_readout,
@@ -43,6 +44,7 @@ EXPERIMENTS = {
     placement.NAME: (placement.QUESTION, placement.run),
     baseline_selection.NAME: (baseline_selection.QUESTION, baseline_selection.run),
     baselines.NAME: (baselines.QUESTION, baselines.run),
+    baseline_cost.NAME: (baseline_cost.QUESTION, baseline_cost.run),
     domains.NAME: (domains.QUESTION, domains.run),
     **{study.name: (study.question, study.run) for study in BENCHMARK_STUDIES},
     two_questions.NAME: (two_questions.QUESTION, two_questions.run),

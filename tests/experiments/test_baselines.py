@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cua.experiments import baseline_selection, baselines
+from cua.experiments import baseline_cost, baseline_selection, baselines
 from cua.experiments.baseline_selection import METHODS, best_places, cells, choose_modules, next_rates, steepest
 from cua.llm.baselines import PeftAdapter
 
@@ -94,3 +94,27 @@ def test_headline_compares_on_the_same_windows():
     assert against["value"] == pytest.approx(100 * (0.6 * 20 / 21 + 0.4 * 20 / 22 - 1))
     assert against["low"] < against["value"] < against["high"] < 0
     assert "dora_6k_change" not in numbers
+
+
+def test_costs_are_ratios():
+    def run(adapted: float, size: int) -> dict:
+        return {
+            "forward_s": {"adapted": [adapted] * 3, "plain": [1.0] * 3},
+            "step_s": {"adapted": [adapted] * 3, "cua": [1.5] * 3},
+            "peak_bytes": size,
+        }
+
+    numbers = baseline_cost.headline({"cua": run(1.5, 200), "lora": run(1.2, 100)})
+    assert numbers["lora_forward"]["value"] == pytest.approx(1.2)
+    assert numbers["lora_step"]["value"] == pytest.approx(0.8)
+    assert numbers["lora_memory"]["value"] == 0.5
+    assert numbers["cua_memory"]["value"] == 1
+
+
+def test_a_timed_step_leaves_no_gradient(frozen, windows):
+    adapter = PeftAdapter(frozen, METHODS["lora"](["v_proj"]))
+    before = [parameter.clone() for parameter in adapter.parameters()]
+    baseline_cost.step(frozen, windows[:1])
+    baseline_cost.forward(frozen, windows[:1])
+    assert all(parameter.grad is None for parameter in frozen.parameters())
+    assert all(torch.equal(*pair) for pair in zip(before, adapter.parameters(), strict=True))
