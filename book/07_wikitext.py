@@ -264,7 +264,7 @@ for label, study in budgets.items():
         print(f"    {says:18} {quote(change):24} {quote(penalty)}")
 
 # %% [markdown]
-# On perfect qubits next to nothing is lost: neither shots nor the reading of signs are an obstacle. Raw noise undoes
+# On perfect qubits little is lost: neither shots nor the reading of signs are an obstacle. Raw noise undoes
 # the gain, though the same noise costs an adapter on one `v_proj` a tenth of a per cent (chapter [5](05_noise)): at no
 # size can what is left be told from zero. With average errors undone most of the gain is back. So it is the bias of
 # noise that hurts, not its randomness, and it hurts here because of where these blocks sit; the live slice below shows
