@@ -37,6 +37,9 @@ from cua.quantum.packing import PackedCircuit
 
 # A window's summed loss (about 3,500 nats) is stored to 1e-4; other CPUs and thread counts round differently.
 NATS = 0.05
+# Copied signs are a jump: a component that another CPU rounds to the other side of zero comes out with another sign,
+# and through thirty layers others follow.  So these losses are compared on the scale of what the adapter gains.
+COPIED = 0.02
 ALL_STUDIES = (ONE_LAYER, ALL_LAYERS, *BLOCK_SIZES, *BLOCK_DIMENSIONS, *BUDGETS)
 STUDIES = [study for study in ALL_STUDIES if (RESULTS / f"{study.name}.json").exists()]
 CHOOSING = [*(selection.name for selection in SELECTIONS), "v_proj_selection", "placement", "ideas", "distillation"]
@@ -88,7 +91,9 @@ def test_a_window_of_every_readout_gives_the_recorded_loss(study: WikitextStudy,
         assert adapter.config.readout == readout
         adapted = perplexity(model, ids[3:4]).nll[0]
         adapter.detach()
-        assert adapted == pytest.approx(result["runs"][key]["nll"][3], abs=NATS)
+        then = result["runs"][key]["nll"][3]
+        close = NATS if readout == "exact" else max(NATS, COPIED * abs(then - base))
+        assert adapted == pytest.approx(then, abs=close)
         assert abs(adapted - base) > 10 * NATS
 
 

@@ -273,7 +273,7 @@ def test_perplexity_of_the_embedded_model(embedded, sentence):
     model, _ = embedded
     with torch.no_grad():
         loss = model(input_ids=sentence, labels=sentence).loss.item()
-    assert perplexity(model, sentence).value == pytest.approx(math.exp(loss), rel=1e-5)
+    assert perplexity(model, sentence).value == pytest.approx(math.exp(loss), rel=1e-4)
 
 
 def test_perplexity_states_its_terms():
