@@ -158,7 +158,8 @@ def test_mitigation_and_importance_bring_the_result_closer(rotations, device, tm
                 found = DeviceRunner(q, jobs, mitigation, importance)(x)
             errors[deal, mitigation] = ((found - y) ** 2).sum() / (y**2).sum()
     for deal in ("order", "importance"):
-        assert errors[deal, "none"] > 1.5 * errors[deal, "readout"] > 2 * errors[deal, "readout+depolarising"]
+        none, readout, both = (errors[deal, m] for m in ("none", "readout", "readout+depolarising"))
+        assert none > 1.2 * readout > 1.2 * 1.2 * both
     assert errors["importance", "none"] < errors["order", "none"] / 1.2
 
 
