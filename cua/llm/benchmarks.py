@@ -15,16 +15,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
-from lm_eval import simple_evaluate
-from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cua.llm.data import DataUnavailable, load_corpus, load_rows
+
+if TYPE_CHECKING:  # the harness takes seconds to import, and few who import this module run it
+    from lm_eval.tasks import TaskManager
 
 MAX_LENGTH = 2048  # tokens of context
 BATCH = 16
@@ -39,17 +39,15 @@ class Benchmark:
         tasks: of the harness, by the value of ``group_by`` that its rows have; a single one under "".
         group_by: column that tells tasks apart.
         definition: of the task, if it is not one of the harness's own.
-        generates: free text instead of choosing among answers, which takes longer.
     """
 
     rows: Callable[[], tuple[datasets.Dataset, str]]
-    tasks: Callable[[TaskManager], dict[str, str]]
+    tasks: Callable[["TaskManager"], dict[str, str]]
     group_by: str = ""
     definition: dict[str, Any] | None = None
-    generates: bool = False
 
 
-def _single(task: str) -> Callable[[TaskManager], dict[str, str]]:
+def _single(task: str) -> Callable[["TaskManager"], dict[str, str]]:
     return lambda _: {"": task}
 
 
@@ -63,7 +61,7 @@ def _wikitext() -> tuple[datasets.Dataset, str]:
     return datasets.Dataset.from_dict({"page": list(corpus.documents)}), corpus.source
 
 
-def _mmlu_tasks(manager: TaskManager) -> dict[str, str]:
+def _mmlu_tasks(manager: "TaskManager") -> dict[str, str]:
     names = (n for n in manager.all_subtasks if n.startswith("mmlu_"))
     own = (n for n in names if manager.task_index[n].yaml_path.parent.name == "default")
     return {name.removeprefix("mmlu_"): name for name in own}
@@ -102,7 +100,7 @@ BENCHMARKS = {
     "lambada": Benchmark(lambda: load_rows("EleutherAI/lambada_openai", "default", "test"), _single("lambada_openai")),
     "mmlu": Benchmark(lambda: load_rows("cais/mmlu", "all", "test"), _mmlu_tasks, "subject"),
     "triviaqa": Benchmark(
-        lambda: load_rows("mandarjoshi/trivia_qa", "rc.nocontext", "validation"), _single("triviaqa"), generates=True
+        lambda: load_rows("mandarjoshi/trivia_qa", "rc.nocontext", "validation"), _single("triviaqa")
     ),
     "wikitext": Benchmark(_wikitext, _single("wikitext")),
     "analogies": Benchmark(
@@ -168,6 +166,10 @@ def benchmark(
     Raises:
         DataUnavailable, ValueError: as :func:`rows_of`.
     """
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
     rows, _ = rows_of(name, every)
     with tempfile.TemporaryDirectory() as folder, _quiet():
         tasks = _write_tasks(BENCHMARKS[name], rows, Path(folder))
@@ -220,8 +222,10 @@ def _write_tasks(of: Benchmark, rows: datasets.Dataset, folder: Path) -> dict[st
 
 
 @cache
-def _harness() -> TaskManager:
+def _harness() -> "TaskManager":
     """The harness's own tasks: thousands of files, ten seconds to look through."""
+    from lm_eval.tasks import TaskManager
+
     return TaskManager()
 
 
