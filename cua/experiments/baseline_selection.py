@@ -170,13 +170,18 @@ def tried_rates(runs: dict[str, Any], cell: str) -> dict[float, dict[str, Any]]:
     return {run["rate"]: run for key, run in runs.items() if key == cell or key.startswith(f"{cell}-rate")}
 
 
+def best_rate(tried: dict[float, dict[str, Any]]) -> float:
+    """The rate with the lowest perplexity."""
+    return min(tried, key=lambda rate: tried[rate]["perplexity"])
+
+
 def next_rates(runs: dict[str, Any]) -> dict[str, tuple[str, float]]:
     """Place and rate of the runs to be made next: the grid, and beyond it while the highest rate does best."""
     wanted = {}
     for cell in best_places(runs).values():
         tried = tried_rates(runs, cell)
         rates = [rate for rate in RATES if rate not in tried]
-        best, highest = min(tried, key=lambda rate: tried[rate]["perplexity"]), max(tried)
+        best, highest = best_rate(tried), max(tried)
         if not rates and best == highest < HIGHEST:
             rates = [2 * highest]
         wanted |= {f"{cell}-rate{rate}": (cell, rate) for rate in rates}
@@ -188,7 +193,7 @@ def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     numbers = {}
     for label, cell in best_places(runs).items():
         tried = tried_rates(runs, cell)
-        rate = min(tried, key=lambda rate: tried[rate]["perplexity"])
+        rate = best_rate(tried)
         name = label.replace("/", "_")
         numbers[f"{name}_parameters"] = point(runs[cell]["parameters"], "parameters")
         numbers[f"{name}_rate"] = point(rate, "1")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cua.experiments.baseline_selection import BUDGETS, METHODS, best_places, tried_rates
+from cua.experiments.baseline_selection import BUDGETS, METHODS, best_places, best_rate, tried_rates
 from cua.experiments.baseline_selection import NAME as SELECTION
 from cua.experiments.bench import Bench
 from cua.experiments.budgets import BUDGETS as OURS
@@ -72,9 +72,7 @@ def run() -> dict[str, Any]:
 
 
 def _chosen(runs: dict[str, Any], cell: str) -> dict[str, Any]:
-    tried = tried_rates(runs, cell)
-    rate = min(tried, key=lambda rate: tried[rate]["perplexity"])
-    return {"modules": runs[cell]["modules"], "rate": rate}
+    return {"modules": runs[cell]["modules"], "rate": best_rate(tried_rates(runs, cell))}
 
 
 def headline(runs: dict[str, Any], ours: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
