@@ -12,9 +12,11 @@ import bz2
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -98,9 +100,13 @@ def load_corpus(name: str = "auto", split: str = "test") -> Corpus:
         return Corpus(name, split, source, _wikitext_articles(rows["text"]))
     if name not in _EMBEDDED:
         raise ValueError(f"unknown corpus {name!r}; known: auto, wikitext-2, {', '.join(_EMBEDDED)}")
-    # The tenth document of every ten is test and the ninth validation, so that each split spans the collection.
+    return Corpus(name, split, "embedded", tuple(share(_EMBEDDED[name](), split)))
+
+
+def share(documents: Iterable[Any], split: str) -> list[Any]:
+    """8:1:1: of every ten documents the tenth is test and the ninth validation, so all splits span the whole."""
     wanted = {"train": range(8), "validation": (8,), "test": (9,)}[split]
-    return Corpus(name, split, "embedded", tuple(d for i, d in enumerate(_EMBEDDED[name]()) if i % 10 in wanted))
+    return [document for i, document in enumerate(documents) if i % 10 in wanted]
 
 
 def load_rows(repository: str, config: str, split: str) -> tuple[datasets.Dataset, str]:

@@ -11,7 +11,7 @@ from functools import cache
 
 from sacremoses import MosesDetokenizer, MosesTokenizer
 
-from cua.llm.data import EMBEDDED_SPLITS, Corpus, load_corpus, load_rows
+from cua.llm.data import EMBEDDED_SPLITS, Corpus, load_corpus, load_rows, share
 
 _HUB: dict[str, tuple[str, str, str, Callable[[dict], str]]] = {
     "biomedicine": ("qiaojin/PubMedQA", "pqa_labeled", "train", lambda row: row["context"].replace("\n", " ")),
@@ -46,9 +46,7 @@ def load_domain(name: str, split: str = "test") -> Corpus:
     rows, source = load_rows(repository, config, rows_split)
     if name == "law":
         rows = rows.filter(lambda subject: subject == "professional_law", input_columns="subject")
-    wanted = {"train": range(8), "validation": (8,), "test": (9,)}[split]
-    documents = tuple(text(row).strip() + "\n\n" for i, row in enumerate(rows) if i % 10 in wanted)
-    return Corpus(name, split, source, documents)
+    return Corpus(name, split, source, tuple(text(row).strip() + "\n\n" for row in share(rows, split)))
 
 
 def to_wikitext(article: str) -> str:
