@@ -1,24 +1,33 @@
-"""Benchmarks, question by question: the base model, our adapters and low-rank ones, one result each.
+"""Benchmarks, question by question: the base model, our adapters, exact and as circuits, and low-rank ones.
 
-A study needs the base model's result before it can be finished: questions are compared one by one.
+One result each.  A study needs the base model's result before it can be finished: questions are compared one by one.
 """
 
 import hashlib
 import json
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
 from transformers import LlamaForCausalLM
 
 import cua
+from cua.experiments.budget_circuits import DEVICES, SHOTS, one_after_another
+from cua.experiments.noise_frontier import CUTOFF, deal
 from cua.experiments.paired import corrected_and_broken, mean_over_questions
 from cua.experiments.record import ADAPTERS, Record, load_result, point
+from cua.hybrid import run_blocks
 from cua.llm.baselines import PeftAdapter
 from cua.llm.benchmarks import BENCHMARKS, MAX_LENGTH, available, benchmark, rows_of
 from cua.llm.models import identity, load_model
+from cua.quantum.blocks import Execution
+from cua.quantum.layout import disjoint_paths
+from cua.quantum.noise import DeviceNoise
 
 EVERY = {
     "arc_easy": 1,
@@ -30,7 +39,28 @@ EVERY = {
     "wikitext": 3,
     "analogies": 1,
 }
+ON_CIRCUITS = {"arc_easy": 4, "lambada": 12, "analogies": 1}  # every so many rows; each token takes a simulator 20 ms
 BASE = "benchmarks_base"
+
+
+@contextmanager
+def attached(model: LlamaForCausalLM, folder: Path, device: str | None = None) -> Iterator[None]:
+    """Inside this context an adapter of ours or of PEFT is on the model; with a device, our blocks run as circuits."""
+    load = cua.load if (folder / "adapter.json").is_file() else PeftAdapter.load
+    adapter = load(model, folder)
+    try:
+        with nullcontext() if device is None else run_blocks(adapter, one_after_another(_execution(device))):
+            yield
+    finally:
+        adapter.detach()
+
+
+def _execution(device: str) -> Execution:
+    backend = FakeMarrakesh()
+    execution = Execution(shots=SHOTS, places=deal(disjoint_paths(backend, 2, cutoff=CUTOFF), 0), seed=0)
+    if mitigation := DEVICES[device]:
+        execution = replace(execution, noise=DeviceNoise(backend), mitigation=mitigation)
+    return execution
 
 
 @dataclass(frozen=True)
@@ -41,13 +71,13 @@ class BenchmarkStudy:
         name: of the result file.
         question: what it answers.
         adapter: its folder ``EXPERIMENT/NAME``; none for the base model.
-        load: puts it on a model; what comes back has ``detach()``.
+        device: one of :data:`DEVICES`, to run our blocks as circuits on fewer questions; none to multiply matrices.
     """
 
     name: str
     question: str
     adapter: str | None = None
-    load: Callable[[LlamaForCausalLM, Any], Any] = cua.load
+    device: str | None = None
 
     def run(self) -> dict[str, Any]:
         """Every benchmark.
@@ -59,8 +89,10 @@ class BenchmarkStudy:
         if folder is not None and not folder.is_dir():
             experiment = self.adapter.partition("/")[0]
             raise FileNotFoundError(f"{self.adapter} is missing; train it with: python -m cua.experiments {experiment}")
+        every = EVERY if self.device is None else ON_CIRCUITS
+        circuits = {"device": self.device, "mitigation": DEVICES[self.device], "shots": SHOTS} if self.device else {}
         model, tokenizer = load_model()
-        here = {name: source for name, source in available().items() if not source.startswith("–")}
+        here = {n: source for n, source in available().items() if n in every and not source.startswith("–")}
         record = Record(
             {
                 "name": self.name,
@@ -68,28 +100,27 @@ class BenchmarkStudy:
                 "config": {
                     "adapter": self.adapter,
                     "adapter_sha256": None if folder is None else _digest(folder),
-                    "every": {name: EVERY[name] for name in here},
+                    "every": {name: every[name] for name in here},
                     "max_length": MAX_LENGTH,
-                    "left_out": [name for name in BENCHMARKS if name not in here],
-                },
+                    "left_out": [name for name in BENCHMARKS if name in every and name not in here],
+                }
+                | circuits,
                 "seeds": [0],
                 "model": identity(model),
-                "data": {name: _provenance(name, source) for name, source in here.items()},
+                "data": {name: _provenance(name, source, every[name]) for name, source in here.items()},
             }
         )
-        adapter = None if folder is None else self.load(model, folder)
         for name in record.missing(here):
             started = time.perf_counter()
-            scores = benchmark(model, tokenizer, name, EVERY[name])
+            with nullcontext() if folder is None else attached(model, folder, self.device):
+                scores = benchmark(model, tokenizer, name, every[name])
             record.add(
                 name, {metric: _packed(values) for metric, values in scores.items()}, time.perf_counter() - started
             )
             print(f"{self.name}, {name}: {time.perf_counter() - started:.0f} s", flush=True)
-        if adapter is not None:
-            adapter.detach()
         if not record.has(*here):
             return record.result
-        base = None if self.name == BASE else load_result(BASE)["runs"]
+        base = None if self.name == BASE else _same_questions(load_result(BASE)["runs"], every)
         return record.finish(headline(record.result["runs"], base))
 
 
@@ -114,6 +145,15 @@ def headline(runs: dict[str, Any], base: dict[str, Any] | None) -> dict[str, dic
     return numbers
 
 
+def _same_questions(base: dict[str, Any], every: dict[str, int]) -> dict[str, Any]:
+    """The base model's answers to the fewer questions that were put to circuits."""
+    return {
+        name: {m: packed[:: every[name] // EVERY[name]] for m, packed in run.items()}
+        for name, run in base.items()
+        if name in every
+    }
+
+
 def _packed(values: list[float]) -> str | list[float]:
     """Right and wrong answers as one string of digits."""
     return "".join(str(int(v)) for v in values) if set(values) <= {0.0, 1.0} else [round(v, 4) for v in values]
@@ -124,33 +164,31 @@ def unpacked(answers: str) -> np.ndarray:
     return np.array([int(answer) for answer in answers])
 
 
-def _provenance(name: str, source: str) -> dict[str, Any]:
-    rows, _ = rows_of(name, EVERY[name])
+def _provenance(name: str, source: str, every: int) -> dict[str, Any]:
+    rows, _ = rows_of(name, every)
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True).encode())
     return {"source": source, "questions": len(rows), "sha256": digest.hexdigest()}
 
 
-def _digest(folder: Any) -> str:
+def _digest(folder: Path) -> str:
     (weights,) = folder.glob("*.safetensors")
     return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
-def _study(
-    label: str, what: str, adapter: str, load: Callable[[LlamaForCausalLM, Any], Any] = cua.load
-) -> BenchmarkStudy:
-    return BenchmarkStudy(
-        f"benchmarks_{label}", f"Which questions do {what} correct, and which do they break?", adapter, load
-    )
+def _study(label: str, what: str, adapter: str, device: str | None = None) -> BenchmarkStudy:
+    question = f"Which questions do {what} correct, and which do they break?"
+    return BenchmarkStudy(f"benchmarks_{label}", question, adapter, device)
 
 
 STUDIES = [
     BenchmarkStudy(BASE, "How many questions of each benchmark does the model without an adapter answer?"),
     *(_study(f"cua_{b}", f"our blocks ({b} parameters)", f"budget_{b}/exact-seed0") for b in ("1k", "6k", "25k")),
     _study("cua_6k_copied_signs", "our blocks with copied signs", "budget_6k/sign-constrained-seed0"),
+    *(_study(f"cua_6k_{d}", f"our blocks as circuits ({d})", "budget_6k/exact-seed0", d) for d in DEVICES),
     *(
-        _study(f"lora_{b}", f"low-rank matrices ({b} parameters)", f"baselines/lora/{b}/seed0", PeftAdapter.load)
+        _study(f"lora_{b}", f"low-rank matrices ({b} parameters)", f"baselines/lora/{b}/seed0")
         for b in ("1k", "6k", "25k")
     ),
 ]

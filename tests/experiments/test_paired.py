@@ -7,6 +7,7 @@ from scipy import stats
 from cua.experiments import benchmarks
 from cua.experiments.benchmarks import STUDIES, headline, unpacked
 from cua.experiments.paired import corrected_and_broken, mean_over_questions
+from cua.experiments.record import Record, load_result
 
 
 def test_corrected_and_broken_by_hand():
@@ -52,9 +53,34 @@ def test_a_headline_compares_question_by_question():
 
 
 def test_every_model_has_a_study_and_a_missing_adapter_is_named(monkeypatch, tmp_path):
-    assert len({study.name for study in STUDIES}) == len(STUDIES) == 8
+    assert len({study.name for study in STUDIES}) == len(STUDIES) == 11
     assert set(benchmarks.EVERY) == set(benchmarks.BENCHMARKS)
+    for name, every in benchmarks.ON_CIRCUITS.items():
+        assert every % benchmarks.EVERY[name] == 0
     monkeypatch.setattr(benchmarks, "ADAPTERS", tmp_path)
     lora = next(study for study in STUDIES if study.name == "benchmarks_lora_6k")
     with pytest.raises(FileNotFoundError, match=r"train it with: python -m cua\.experiments baselines"):
         lora.run()
+
+
+@pytest.fixture
+def small_benchmarks(monkeypatch, tmp_path):
+    """The embedded benchmark only, recorded elsewhere, an exact multiple of its rows."""
+    monkeypatch.setattr(benchmarks, "EVERY", {"analogies": 35})
+    monkeypatch.setattr(benchmarks, "ON_CIRCUITS", {"analogies": 70})
+    monkeypatch.setattr(benchmarks, "Record", lambda description: Record(description, tmp_path))
+    monkeypatch.setattr(benchmarks, "load_result", lambda name: load_result(name, tmp_path))
+
+
+def test_circuits_answer_some_of_the_base_models_questions(small_benchmarks):
+    studies = {study.name: study for study in STUDIES}
+    base = studies["benchmarks_base"].run()
+    circuits = studies["benchmarks_cua_6k_perfect"].run()
+    assert len(base["runs"]["analogies"]["acc"]) == 4
+    assert len(circuits["runs"]["analogies"]["acc"]) == 2
+    assert circuits["config"]["shots"] == 8192
+    assert circuits["data"]["analogies"]["questions"] == 2
+    before = base["runs"]["analogies"]["acc"][::2]
+    after = circuits["runs"]["analogies"]["acc"]
+    corrected = sum(b < a for b, a in zip(before, after, strict=True))
+    assert circuits["headline"]["analogies_acc_corrected"]["value"] == corrected
