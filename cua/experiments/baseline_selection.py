@@ -42,7 +42,7 @@ METHODS: dict[str, Callable[[list[str]], PeftConfig]] = {
     "oft": lambda modules: OFTConfig(r=0, oft_block_size=4, target_modules=modules, use_cayley_neumann=False),
     "boft": lambda modules: BOFTConfig(boft_block_size=4, target_modules=modules),
     "ia3": _ia3,
-    "vera": lambda modules: VeraConfig(r=64, target_modules=modules),
+    "vera": lambda modules: VeraConfig(r=64, target_modules=modules, save_projection=False),
 }
 
 

@@ -62,7 +62,7 @@ def run() -> dict[str, Any]:
             label, seed = work[key]
             config = METHODS[label.partition("/")[0]](chosen[label]["modules"])
             training = replace(TRAINING, learning_rate=chosen[label]["rate"], seed=seed)
-            folder = ADAPTERS / NAME / key if label.startswith("lora/") else None
+            folder = ADAPTERS / NAME / key if label.startswith("lora/") or seed == 0 else None
             run = bench.fit_peft(config, training, "test", 0, folder)
         record.add(key, run, time.perf_counter() - started)
         print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)

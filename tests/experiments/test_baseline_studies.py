@@ -30,6 +30,19 @@ def test_slopes_are_those_of_each_modules_own_parameters(frozen, windows, method
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_saved_adapter_of_every_method_comes_back(make_llama, ids, tmp_path, method):
+    model, fresh = make_llama(), make_llama()
+    adapter = PeftAdapter(model, METHODS[method](["v_proj", "down_proj"]))
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(0.1)
+    adapter.save(tmp_path)
+    assert not torch.allclose(model(ids).logits, fresh(ids).logits, atol=1e-3)
+    PeftAdapter.load(fresh, tmp_path)
+    assert torch.equal(fresh(ids).logits, model(ids).logits)
+
+
 def test_the_steepest_modules_that_fit_are_chosen():
     slopes = {"a": (10.0, 10), "b": (9.0, 3), "c": (100.0, 50), "d": (0.1, 2)}  # a parameter: 1, 3, 2, 0.05
     assert choose_modules(slopes, 53) == ["b", "c"]
