@@ -19,7 +19,7 @@
 # Compress a language model, freeze it, and train an adapter on it. How much of what was lost comes back, and how much
 # of that is recovery rather than adaptation to the text? And does a teacher help?
 #
-# *You need:* chapters [3](03_training) and [7](07_wikitext). *Run time:* about 60 seconds. *Numbers here are* **live**
+# *You need:* chapters [3](03_training) and [7](07_wikitext). *Run time:* about 40 seconds. *Numbers here are* **live**
 # *or* **recorded**; *the* **paper**'s *recovery of 83 % is reported for SmolLM2-135M; which variant, our sources do not
 # say.*
 # ```
