@@ -350,7 +350,7 @@ contexts = {
 for says, context in contexts.items():
     with context:
         print(f"{says:31} perplexity {perplexity(model, slice_ids).value:.2f}")
-adapter.detach()
+_ = adapter.detach()
 
 # %% [markdown]
 # Perfect circuits give what the matrices give, up to shots. Raw noise costs more than the adapter gained. Sparing one

@@ -36,13 +36,14 @@ def test_script_and_notebook_hold_the_same_cells(chapter):
     assert [c.metadata for c in script.cells] == [c.metadata for c in notebook.cells]
 
 
-def test_every_code_cell_was_executed_in_order_and_left_no_error_or_warning(chapter):
+def test_every_code_cell_was_executed_in_order_and_left_no_error_warning_or_bare_value(chapter):
     _, notebook = chapter
     assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
     for cell in code(notebook):
         for output in cell.outputs:
             assert output.output_type != "error", cell.source
             assert output.get("name") != "stderr", output.get("text")
+            assert output.output_type != "execute_result", f"print it, or assign it to _: {cell.source}"
 
 
 def test_outputs_name_no_path_of_the_machine(chapter):
