@@ -120,8 +120,15 @@ def run() -> dict[str, Any]:
         }
     )
     spread = train[torch.linspace(0, len(train) - 1, GRADIENT_WINDOWS).long()]
-    slopes = {method: steepest(bench.model, spread, method, PLACES[-1]) for method in METHODS}
-    work = cells(slopes)
+    slopes = {f"slopes/{method}": method for method in METHODS}
+    for key in record.missing(slopes):
+        started = time.perf_counter()
+        found = steepest(bench.model, spread, slopes[key], PLACES[-1])
+        record.add(key, {"of": found}, time.perf_counter() - started)
+        print(f"{key}: {len(found)} modules", flush=True)
+    if not record.has(*slopes):
+        return record.result
+    work = cells({method: record.result["runs"][key]["of"] for key, method in slopes.items()})
 
     def fit(key: str, cell: str, rate: float) -> None:
         started = time.perf_counter()
@@ -158,7 +165,7 @@ def best_places(runs: dict[str, Any]) -> dict[str, str]:
     """The place with the lowest perplexity, by ``METHOD/BUDGET``."""
     best: dict[str, str] = {}
     for key in runs:
-        if key != "base" and "-rate" not in key:
+        if key.count("/") == 2 and "-rate" not in key:  # METHOD/BUDGET/PLACE
             label, _, _ = key.rpartition("/")
             if label not in best or runs[key]["perplexity"] < runs[best[label]]["perplexity"]:
                 best[label] = key

@@ -69,7 +69,8 @@ def _run(perplexity: float, rate: float = 0.02) -> dict:
 
 
 def test_rates_go_on_beyond_the_grid_while_the_highest_does_best():
-    runs = {"base": _run(30.0), "ia3/1k/v_proj": _run(28.0), "ia3/1k/o_proj": _run(29.0)}
+    runs = {"slopes/ia3": {"of": {}}, "base": _run(30.0)}
+    runs |= {"ia3/1k/v_proj": _run(28.0), "ia3/1k/o_proj": _run(29.0)}
     assert best_places(runs) == {"ia3/1k": "ia3/1k/v_proj"}
     grid = next_rates(runs)
     assert {rate for _, rate in grid.values()} == {0.005, 0.01, 0.04}
