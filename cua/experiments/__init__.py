@@ -11,6 +11,7 @@ from cua.experiments import (
     compression_rates,
     distillation,
     domains,
+    forgetting,
     hardware,
     ideas,
     noise_frontier,
@@ -46,6 +47,7 @@ EXPERIMENTS = {
     baselines.NAME: (baselines.QUESTION, baselines.run),
     baseline_cost.NAME: (baseline_cost.QUESTION, baseline_cost.run),
     domains.NAME: (domains.QUESTION, domains.run),
+    forgetting.NAME: (forgetting.QUESTION, forgetting.run),
     **{study.name: (study.question, study.run) for study in BENCHMARK_STUDIES},
     two_questions.NAME: (two_questions.QUESTION, two_questions.run),
 }

@@ -6,23 +6,20 @@ One result each.  A study needs the base model's result before it can be finishe
 import hashlib
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
-from transformers import LlamaForCausalLM
 
 import cua
 from cua.experiments.budget_circuits import DEVICES, SHOTS, one_after_another
 from cua.experiments.noise_frontier import CUTOFF, deal
 from cua.experiments.paired import corrected_and_broken, mean_over_questions
-from cua.experiments.record import ADAPTERS, Record, load_result, point
+from cua.experiments.record import ADAPTERS, Record, adapter_digests, load_result, point
+from cua.experiments.trained import attached
 from cua.hybrid import run_blocks
-from cua.llm.baselines import PeftAdapter
 from cua.llm.benchmarks import BENCHMARKS, MAX_LENGTH, available, benchmark, rows_of
 from cua.llm.models import identity, load_model
 from cua.quantum.blocks import Execution
@@ -43,16 +40,9 @@ ON_CIRCUITS = {"arc_easy": 4, "lambada": 12, "analogies": 1}  # every so many ro
 BASE = "benchmarks_base"
 
 
-@contextmanager
-def attached(model: LlamaForCausalLM, folder: Path, device: str | None = None) -> Iterator[None]:
-    """Inside this context an adapter of ours or of PEFT is on the model; with a device, our blocks run as circuits."""
-    load = cua.load if (folder / "adapter.json").is_file() else PeftAdapter.load
-    adapter = load(model, folder)
-    try:
-        with nullcontext() if device is None else run_blocks(adapter, one_after_another(_execution(device))):
-            yield
-    finally:
-        adapter.detach()
+def _circuits(adapter: cua.Adapter, device: str) -> AbstractContextManager[None]:
+    """Inside this context the blocks run as circuits on a device."""
+    return run_blocks(adapter, one_after_another(_execution(device)))
 
 
 def _execution(device: str) -> Execution:
@@ -85,10 +75,7 @@ class BenchmarkStudy:
         Raises:
             FileNotFoundError: if the adapter is missing, naming the experiment that trains it.
         """
-        folder = None if self.adapter is None else ADAPTERS / self.adapter
-        if folder is not None and not folder.is_dir():
-            experiment = self.adapter.partition("/")[0]
-            raise FileNotFoundError(f"{self.adapter} is missing; train it with: python -m cua.experiments {experiment}")
+        digests = {} if self.adapter is None else adapter_digests([self.adapter])
         every = EVERY if self.device is None else ON_CIRCUITS
         circuits = {"device": self.device, "mitigation": DEVICES[self.device], "shots": SHOTS} if self.device else {}
         model, tokenizer = load_model()
@@ -98,8 +85,7 @@ class BenchmarkStudy:
                 "name": self.name,
                 "question": self.question,
                 "config": {
-                    "adapter": self.adapter,
-                    "adapter_sha256": None if folder is None else _digest(folder),
+                    "adapters_sha256": digests,
                     "every": {name: every[name] for name in here},
                     "max_length": MAX_LENGTH,
                     "left_out": [name for name in BENCHMARKS if name in every and name not in here],
@@ -112,7 +98,11 @@ class BenchmarkStudy:
         )
         for name in record.missing(here):
             started = time.perf_counter()
-            with nullcontext() if folder is None else attached(model, folder, self.device):
+            with ExitStack() as stack:
+                if self.adapter is not None:
+                    adapter = stack.enter_context(attached(model, ADAPTERS / self.adapter))
+                    if self.device is not None:
+                        stack.enter_context(_circuits(adapter, self.device))
                 scores = benchmark(model, tokenizer, name, every[name])
             record.add(
                 name, {metric: _packed(values) for metric, values in scores.items()}, time.perf_counter() - started
@@ -170,11 +160,6 @@ def _provenance(name: str, source: str, every: int) -> dict[str, Any]:
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True).encode())
     return {"source": source, "questions": len(rows), "sha256": digest.hexdigest()}
-
-
-def _digest(folder: Path) -> str:
-    (weights,) = folder.glob("*.safetensors")
-    return hashlib.sha256(weights.read_bytes()).hexdigest()
 
 
 def _study(label: str, what: str, adapter: str, device: str | None = None) -> BenchmarkStudy:

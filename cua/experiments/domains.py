@@ -1,8 +1,7 @@
-"""What an adapter does on other text: of other domains, and the same text in other clothes.
+"""Adapters of 6,138 parameters trained on one text each, and measured on all others.
 
-Adapters of :mod:`.budgets`, trained on WikiText, on the text of each domain; then adapters of 6,138 parameters trained
-on WikiText in plain clothes, or on each domain itself, on all of it again.  Wikipedia articles in WikiText's clothes
-and WikiText in plain ones tell what is said from how it is written.
+The texts are of several domains, WikiText in plain clothes among them and Wikipedia articles in WikiText's: those two
+tell what is said from how it is written.  Adapters trained on WikiText itself are measured by :mod:`.forgetting`.
 """
 
 import time
@@ -13,24 +12,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-import cua
 from cua.experiments.bench import TRAIN_WINDOW, Bench, wikitext_splits
 from cua.experiments.budgets import BUDGETS
+from cua.experiments.placement import TRAINING
 from cua.experiments.protocol import change_over_text, chosen_groups, mean_interval, percent_change, used
-from cua.experiments.record import ADAPTERS, Record, adapter_digests, point
+from cua.experiments.record import Record, point
 from cua.llm.data import Corpus, load_corpus, windows
 from cua.llm.domains import DOMAINS, load_domain, to_plain, to_wikitext
 from cua.llm.models import identity, load_model
 
 NAME = "domains"
-QUESTION = (
-    "Does an adapter trained on WikiText help on other text, and what does it learn: a subject or a way of writing?"
-)
+QUESTION = "What does an adapter learn from a text, its subject or its way of writing, and where else does that help?"
 SEEDS, WINDOWS = (0, 1, 2), 16  # windows at most of each text, spread evenly
-STUDY = BUDGETS[1]  # of what is trained here
-TRAINING = replace(STUDY.training, steps=120)
+STUDY = BUDGETS[1]
 TEXTS = ("wikitext", "wikitext in plain", *DOMAINS, "wikipedia in wikitext")
-TRAINED_ON = ("wikitext in plain", *DOMAINS, "wikipedia in wikitext")
 
 
 def corpus(text: str, split: str) -> Corpus:
@@ -53,9 +48,8 @@ def cut(tokenizer: PreTrainedTokenizerBase, text: Corpus, most: int | None = Non
 
 
 def run() -> dict[str, Any]:
-    """The base model, adapters trained on WikiText, and those trained here, on every text."""
+    """The base model and an adapter for every text and seed, each on every text."""
     model, tokenizer = load_model()
-    paths = {f"{study.name}/seed{seed}": f"{study.name}/exact-seed{seed}" for study in BUDGETS for seed in SEEDS}
     tests = {text: corpus(text, "test") for text in TEXTS}
     tokens = {text: cut(tokenizer, found, WINDOWS) for text, found in tests.items()}
     record = Record(
@@ -65,18 +59,17 @@ def run() -> dict[str, Any]:
             "config": {
                 "windows": WINDOWS,
                 "window": TRAIN_WINDOW,
-                "trained_here": {"adapter": used(STUDY.adapter), "blocks": dict(STUDY.blocks)},
+                "adapter": used(STUDY.adapter) | {"blocks": dict(STUDY.blocks)},
                 "training": {k: v for k, v in used(TRAINING).items() if k != "seed"},
-                "adapters_sha256": adapter_digests(paths.values()),
             },
             "seeds": SEEDS,
             "model": identity(model),
             "data": {text: found.provenance() for text, found in tests.items()},
         }
     )
-    trained = {f"{text}/seed{seed}": (text, seed) for text in TRAINED_ON for seed in SEEDS}
+    trained = {f"{text}/seed{seed}": (text, seed) for text in TEXTS for seed in SEEDS}
     benches: dict[str, Bench] = {}
-    for key in record.missing(["base", *paths, *trained]):
+    for key in record.missing(["base", *trained]):
         started = time.perf_counter()
         if key in trained:
             text, seed = trained[key]
@@ -85,14 +78,11 @@ def run() -> dict[str, Any]:
             run = _fit(benches[text], seed)
         else:
             bench = Bench(model, tokens, {})
-            adapter = cua.load(model, ADAPTERS / paths[key]) if key in paths else None
-            run = {text: bench.measure(text, 0) for text in TEXTS}
-            if adapter is not None:
-                adapter.detach()
-        record.add(key, {"texts": run} if "texts" not in run else run, time.perf_counter() - started)
+            run = {"texts": {text: bench.measure(text, 0) for text in TEXTS}}
+        record.add(key, run, time.perf_counter() - started)
         shown = record.result["runs"][key]["texts"]["wikitext"]["perplexity"]
         print(f"{key}: perplexity of WikiText {shown:.3f}", flush=True)
-    if not record.has("base", *paths, *trained):
+    if not record.has("base", *trained):
         return record.result
     return record.finish(headline(record.result["runs"]))
 
@@ -111,7 +101,7 @@ def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Base perplexity of every text; its change by what the adapter was trained on, over seeds and over text."""
     base = runs["base"]["texts"]
     numbers = {f"base_{_label(text)}": point(base[text]["perplexity"], "perplexity") for text in TEXTS}
-    for trained_on in (*(study.name for study in BUDGETS), *TRAINED_ON):
+    for trained_on in TEXTS:
         mine = [runs[f"{trained_on}/seed{seed}"]["texts"] for seed in SEEDS]
         for text in TEXTS:
             name = f"change_{_label(trained_on)}_on_{_label(text)}"

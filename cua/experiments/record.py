@@ -117,7 +117,8 @@ def adapter_digests(paths: Iterable[str], folder: Path = ADAPTERS) -> dict[str, 
         raise FileNotFoundError(
             f"{missing[0]} has no adapter; train it with: python -m cua.experiments {' '.join(names)}"
         )
-    return {path: json.loads((folder / path / "adapter.json").read_text())["safetensors_sha256"] for path in paths}
+    weights = {path: next((folder / path).glob("*.safetensors")) for path in paths}
+    return {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in weights.items()}
 
 
 def digest(value: Any) -> str:

@@ -6,9 +6,6 @@ The random adapters have the trained one's components and, block by block, its |
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-import cua
 from cua.experiments.protocol import mean_interval
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, digest, point
+from cua.experiments.trained import WIKITEXT, attached, trained_on_wikitext
 from cua.llm.benchmarks import rows_of
 from cua.llm.models import identity, load_model
 
@@ -26,7 +23,6 @@ NAME = "two_questions"
 QUESTION = "Are the two corrected questions of MMLU that the paper shows evidence for an adapter?"
 ASKED = {"rings": "Which of the jovian planets have rings?", "gene flow": "Gene flow between populations results in"}
 SEEDS, RANDOM = (0, 1, 2, 3, 4), 10
-STUDIES = ("budget_1k", "budget_6k", "budget_25k")
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
@@ -59,29 +55,16 @@ def probability(loglikelihoods: list[float], answer: int, temperature: float) ->
     return float(weights[answer] / weights.sum())
 
 
-@contextmanager
-def adapted(model: LlamaForCausalLM, folder: Path, draw: int | None = None) -> Iterator[None]:
-    """Inside this context the model has a trained adapter, or one in random directions with the same |K| each."""
-    adapter = cua.load(model, folder)
-    try:
-        if draw is not None:
-            generator = torch.Generator().manual_seed(draw)
-            with torch.no_grad():
-                for module in adapter.modules.values():
-                    direction = torch.randn(module.theta.shape, generator=generator)
-                    sizes = module.theta.norm(dim=-1, keepdim=True)  # |K|_F / sqrt(2)
-                    module.theta.copy_(torch.nn.functional.normalize(direction, dim=-1) * sizes)
-        yield
-    finally:
-        adapter.detach()
-
-
 def run() -> dict[str, Any]:
-    """Both questions to the base model, to every trained adapter and to the random ones."""
+    """Both questions to the base model, to every trained adapter and to the random ones.
+
+    Raises:
+        FileNotFoundError: if an adapter is missing, naming the experiment that trains it.
+    """
     model, tokenizer = load_model()
     rows, source = rows_of("mmlu")
     asked = {label: next(row for row in rows if row["question"] == text) for label, text in ASKED.items()}
-    paths = {f"{study}/seed{seed}": f"{study}/exact-seed{seed}" for study in STUDIES for seed in SEEDS}
+    paths = trained_on_wikitext(SEEDS)
     record = Record(
         {
             "name": NAME,
@@ -92,7 +75,7 @@ def run() -> dict[str, Any]:
             "data": {"mmlu": {"source": source, "sha256": digest(list(asked.values()))}},
         }
     )
-    random = {f"random/{draw}": (paths["budget_6k/seed0"], draw) for draw in range(RANDOM)}
+    random = {f"random/{draw}": (paths["cua_6k/seed0"], draw) for draw in range(RANDOM)}
     work: dict[str, tuple[str, int | None]] = {key: (path, None) for key, path in paths.items()} | random
     for key in record.missing(["base", *work]):
         started = time.perf_counter()
@@ -100,7 +83,7 @@ def run() -> dict[str, Any]:
             answers = {label: ask(model, tokenizer, row) for label, row in asked.items()}
         else:
             path, draw = work[key]
-            with adapted(model, ADAPTERS / path, draw):
+            with attached(model, ADAPTERS / path, draw):
                 answers = {label: ask(model, tokenizer, row) for label, row in asked.items()}
         record.add(key, answers, time.perf_counter() - started)
     if not record.has("base", *work):
@@ -110,7 +93,7 @@ def run() -> dict[str, Any]:
 
 def headline(runs: dict[str, Any], answers: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Probability of the right option in per cent, by question, way of asking, temperature and model; over seeds."""
-    models = {"base": ["base"], **{study: [f"{study}/seed{seed}" for seed in SEEDS] for study in STUDIES}}
+    models = {"base": ["base"], **{model: [f"{model}/seed{seed}" for seed in SEEDS] for model in WIKITEXT}}
     models["random"] = [f"random/{draw}" for draw in range(RANDOM)]
     numbers = {}
     for label, answer in answers.items():

@@ -1,14 +1,12 @@
-"""The two questions: probabilities, random adapters, headline."""
+"""The two questions: probabilities and headline."""
 
 import math
 
 import pytest
-import torch
 
-import cua
-from cua import CUAConfig
 from cua.experiments import two_questions
-from cua.experiments.two_questions import adapted, ask, headline, loglikelihood, probability
+from cua.experiments.trained import WIKITEXT
+from cua.experiments.two_questions import ask, headline, loglikelihood, probability
 
 
 def test_temperature_sharpens_and_flattens():
@@ -29,39 +27,18 @@ def test_letters_after_the_prompt_are_a_distribution(embedded):
     assert two < answers["text"][0], "further tokens cost further probability"
 
 
-def test_random_adapters_turn_as_far_in_other_directions(llama, ids, tmp_path):
-    adapter = cua.attach(llama, CUAConfig())
-    with torch.no_grad():
-        for module in adapter.modules.values():
-            module.theta.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
-    cua.save(adapter, tmp_path / "trained")
-    trained = torch.cat([module.theta.detach() for module in adapter.modules.values()])
-    logits = llama(ids).logits
-    adapter.detach()
-    before, found = llama(ids).logits, {}
-    for draw in (None, 0, 0, 1):
-        with adapted(llama, tmp_path / "trained", draw):
-            found.setdefault(draw, []).append(llama(ids).logits)
-            thetas = torch.cat([m.theta for m in llama.modules() if hasattr(m, "theta")])
-            torch.testing.assert_close(thetas.norm(dim=-1), trained.norm(dim=-1))
-    assert torch.equal(found[None][0], logits)
-    assert torch.equal(*found[0])
-    assert not torch.allclose(found[0][0], found[1][0], atol=0.1)
-    assert torch.equal(llama(ids).logits, before)
-
-
 def test_headline_by_hand():
     def answers(right: float) -> dict:
         rest = math.log((1 - right) / 3)
         return {"rings": {way: [rest, rest, rest, math.log(right)] for way in ("letter", "text")}}
 
     runs = {"base": answers(0.1)}
-    for study in two_questions.STUDIES:
-        runs |= {f"{study}/seed{seed}": answers(0.2 + 0.1 * seed) for seed in two_questions.SEEDS}
+    for model in WIKITEXT:
+        runs |= {f"{model}/seed{seed}": answers(0.2 + 0.1 * seed) for seed in two_questions.SEEDS}
     runs |= {f"random/{draw}": answers(0.5) for draw in range(two_questions.RANDOM)}
     numbers = headline(runs, {"rings": 3})
     assert numbers["rings_text_base_1.0"]["value"] == pytest.approx(10)
-    assert numbers["rings_letter_budget_6k_1.0"]["value"] == pytest.approx(40)
-    assert numbers["rings_letter_budget_6k_right"]["value"] == 4
+    assert numbers["rings_letter_cua_6k_1.0"]["value"] == pytest.approx(40)
+    assert numbers["rings_letter_cua_6k_right"]["value"] == 4
     assert numbers["rings_letter_base_right"]["value"] == 0
     assert numbers["rings_letter_random_right"]["value"] == 10

@@ -1,0 +1,109 @@
+"""Trained adapters on a model for a while, and what they do to other text."""
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig
+
+import cua
+from cua import CUAConfig
+from cua.experiments import forgetting
+from cua.experiments.domains import TEXTS
+from cua.experiments.forgetting import compare, headline
+from cua.experiments.trained import WIKITEXT, attached, trained_on_wikitext
+from cua.llm.baselines import PeftAdapter
+from cua.llm.domains import DOMAINS
+from cua.llm.evaluate import perplexity
+
+
+def test_random_adapters_turn_as_far_in_other_directions(llama, ids, tmp_path):
+    adapter = cua.attach(llama, CUAConfig())
+    with torch.no_grad():
+        for module in adapter.modules.values():
+            module.theta.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+    cua.save(adapter, tmp_path / "trained")
+    trained = torch.cat([module.theta.detach() for module in adapter.modules.values()])
+    logits = llama(ids).logits
+    adapter.detach()
+    before, found = llama(ids).logits, {}
+    for draw in (None, 0, 0, 1):
+        with attached(llama, tmp_path / "trained", draw):
+            found.setdefault(draw, []).append(llama(ids).logits)
+            thetas = torch.cat([m.theta for m in llama.modules() if hasattr(m, "theta")])
+            torch.testing.assert_close(thetas.norm(dim=-1), trained.norm(dim=-1))
+    assert torch.equal(found[None][0], logits)
+    assert torch.equal(*found[0])
+    assert not torch.allclose(found[0][0], found[1][0], atol=0.1)
+    assert torch.equal(llama(ids).logits, before)
+
+
+def test_an_adapter_of_peft_is_attached_and_taken_off(make_llama, ids, tmp_path):
+    llama = make_llama()
+    before = llama(ids).logits
+    adapter = PeftAdapter(llama, LoraConfig(r=1, target_modules=["v_proj"]))
+    with torch.no_grad():
+        for parameter in adapter.parameters():
+            parameter.add_(0.1)
+    logits = llama(ids).logits
+    adapter.save(tmp_path)
+    adapter.detach()
+    with attached(llama, tmp_path) as again:
+        assert isinstance(again, PeftAdapter)
+        assert torch.equal(llama(ids).logits, logits)
+    assert torch.equal(llama(ids).logits, before)
+
+
+def test_paths_name_every_model_and_seed():
+    paths = trained_on_wikitext((0, 3))
+    assert len(paths) == 2 * len(WIKITEXT)
+    assert paths["cua_25k/seed3"] == "budget_25k/exact-seed3"
+    assert paths["lora_1k/seed0"] == "baselines/lora/1k/seed0"
+
+
+def test_a_model_compared_with_itself_and_with_an_adapter(make_llama):
+    base, model = make_llama(), make_llama()
+    windows = torch.randint(97, (3, 16), generator=torch.Generator().manual_seed(1))
+    same = compare(model, base, windows)
+    assert same["nll"] == same["base_nll"]
+    assert same["kl"] == pytest.approx([0.0] * 3, abs=1e-3)
+    assert (same["angle"], same["length"]) == (pytest.approx(0, abs=0.01), 1.0)
+    adapter = cua.attach(model, CUAConfig())
+    with torch.no_grad():
+        for module in adapter.modules.values():
+            module.theta.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+    other = compare(model, base, windows)
+    assert other["tokens"] == 3 * 15
+    assert other["nll"] == pytest.approx(perplexity(model, windows).nll, abs=1e-3)
+    assert other["base_nll"] == same["base_nll"]
+    log_p, log_q = (m(windows).logits[:, :-1].log_softmax(-1) for m in (base, model))
+    kl = (log_p.exp() * (log_p - log_q)).sum((1, 2))
+    assert other["kl"] == pytest.approx(kl.tolist(), abs=1e-3)
+    h, before = (m.model(windows).last_hidden_state for m in (model, base))
+    angle = torch.rad2deg(torch.arccos(torch.cosine_similarity(h, before, dim=-1))).mean()
+    assert other["angle"] == pytest.approx(angle.item(), rel=1e-3)
+
+
+def test_headline_by_hand():
+    """Ours gain 0.2 nats a token on WikiText and lose 0.1 elsewhere, LoRA half of both; random blocks lose 1."""
+
+    def run(wikitext: float, elsewhere: float, angle: float) -> dict:
+        texts = {}
+        for text in TEXTS:
+            change = wikitext if text == "wikitext" else elsewhere
+            texts[text] = {"tokens": 30, "nll": [30 + 10 * change] * 3, "base_nll": [30.0] * 3, "kl": [1.0, 2.0, 3.0]}
+            texts[text] |= {"angle": angle if text in DOMAINS else 90.0, "length": 1.0}
+        return texts
+
+    runs = {f"random/draw{draw}": run(1.0, 1.0, 30.0 + draw) for draw in forgetting.DRAWS}
+    for key in trained_on_wikitext(forgetting.SEEDS):
+        runs[key] = run(-0.2, 0.1, 10.0) if key.startswith("cua") else run(-0.1, 0.05, 5.0)
+    numbers = headline(runs)
+    assert numbers["cua_6k_on_wikitext"]["value"] == pytest.approx(100 * math.expm1(-0.2))
+    assert numbers["cua_6k_on_wikitext_over_text"]["value"] == pytest.approx(100 * math.expm1(-0.2))
+    assert numbers["lora_1k_elsewhere"]["value"] == pytest.approx(100 * math.expm1(0.05))
+    assert numbers["against_lora_25k_elsewhere"]["value"] == pytest.approx(100 * math.expm1(0.05))
+    assert numbers["against_lora_25k_on_wikitext"]["value"] == pytest.approx(100 * math.expm1(-0.1))
+    assert numbers["random_angle"]["value"] == pytest.approx(31)
+    assert numbers["random_angle"]["low"] < 31 < numbers["random_angle"]["high"]
+    assert numbers["cua_1k_kl"]["value"] == pytest.approx(0.2)
