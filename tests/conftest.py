@@ -1,6 +1,9 @@
 """A tiny random Llama for nearly everything, the embedded model for the rest."""
 
+import os
 from collections.abc import Callable
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the hub; without a network each attempt would wait for a minute
 
 import numpy as np
 import pytest

@@ -7,20 +7,21 @@ import hashlib
 import json
 import time
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
 
 import cua
+from cua.experiments.baseline_selection import METHODS
 from cua.experiments.budget_circuits import DEVICES, SHOTS, one_after_another
 from cua.experiments.noise_frontier import CUTOFF, deal
-from cua.experiments.paired import corrected_and_broken, mean_over_questions
+from cua.experiments.paired import corrected_and_broken, mean_over_benchmarks, mean_over_questions
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, load_result, point
 from cua.experiments.trained import attached
 from cua.hybrid import run_blocks
-from cua.llm.benchmarks import BENCHMARKS, MAX_LENGTH, available, benchmark, rows_of
+from cua.llm.benchmarks import MAX_LENGTH, available, benchmark, rows_of
 from cua.llm.models import identity, load_model
 from cua.quantum.blocks import Execution
 from cua.quantum.layout import disjoint_paths
@@ -36,7 +37,16 @@ EVERY = {
     "wikitext": 3,
     "analogies": 1,
 }
-ON_CIRCUITS = {"arc_easy": 4, "lambada": 12, "analogies": 1}  # every so many rows; each token takes a simulator 20 ms
+SOME = {name: 4 * EVERY[name] for name in ("arc_easy", "hellaswag", "boolq", "lambada", "mmlu", "triviaqa")}
+ON_CIRCUITS = {"arc_easy": 4, "lambada": 12, "analogies": 1}  # each token takes a simulator 20 ms
+METRICS = {  # the one that counts for the mean
+    "arc_easy": "acc_norm",
+    "hellaswag": "acc_norm",
+    "boolq": "acc",
+    "lambada": "acc",
+    "mmlu": "acc",
+    "triviaqa": "exact_match",
+}
 BASE = "benchmarks_base"
 
 
@@ -61,13 +71,15 @@ class BenchmarkStudy:
         name: of the result file.
         question: what it answers.
         adapter: its folder ``EXPERIMENT/NAME``; none for the base model.
-        device: one of :data:`DEVICES`, to run our blocks as circuits on fewer questions; none to multiply matrices.
+        device: one of :data:`DEVICES`, to run our blocks as circuits; none to multiply matrices.
+        every: only every so many of the rows of each benchmark; those without a number are left out.
     """
 
     name: str
     question: str
     adapter: str | None = None
     device: str | None = None
+    every: dict[str, int] = field(default_factory=EVERY.copy)
 
     def run(self) -> dict[str, Any]:
         """Every benchmark.
@@ -76,10 +88,10 @@ class BenchmarkStudy:
             FileNotFoundError: if the adapter is missing, naming the experiment that trains it.
         """
         digests = {} if self.adapter is None else adapter_digests([self.adapter])
-        every = EVERY if self.device is None else ON_CIRCUITS
+        every = self.every
         circuits = {"device": self.device, "mitigation": DEVICES[self.device], "shots": SHOTS} if self.device else {}
         model, tokenizer = load_model()
-        here = {n: source for n, source in available().items() if n in every and not source.startswith("–")}
+        here = {name: source for name, source in available(every).items() if not source.startswith("–")}
         record = Record(
             {
                 "name": self.name,
@@ -88,7 +100,7 @@ class BenchmarkStudy:
                     "adapters_sha256": digests,
                     "every": {name: every[name] for name in here},
                     "max_length": MAX_LENGTH,
-                    "left_out": [name for name in BENCHMARKS if name in every and name not in here],
+                    "left_out": [name for name in every if name not in here],
                 }
                 | circuits,
                 "seeds": [0],
@@ -110,12 +122,16 @@ class BenchmarkStudy:
             print(f"{self.name}, {name}: {time.perf_counter() - started:.0f} s", flush=True)
         if not record.has(*here):
             return record.result
-        base = None if self.name == BASE else _same_questions(load_result(BASE)["runs"], every)
-        return record.finish(headline(record.result["runs"], base))
+        base = None if self.name == BASE else same_questions(load_result(BASE), every)
+        return record.finish(headline(record.result["runs"], base, every))
 
 
-def headline(runs: dict[str, Any], base: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """Accuracy on each benchmark, over questions; against the base model also the difference, and both directions."""
+def headline(runs: dict[str, Any], base: dict[str, Any] | None, every: dict[str, int]) -> dict[str, dict[str, Any]]:
+    """Accuracy on each benchmark, over questions; against the base model also the difference, and both directions.
+
+    "mean": over the benchmarks of :data:`METRICS`, if all are there; "some_mean": on every so many rows as in
+    :data:`SOME`.
+    """
     numbers = {}
     for name, run in runs.items():
         if "words" in run:
@@ -132,14 +148,24 @@ def headline(runs: dict[str, Any], base: dict[str, Any] | None) -> dict[str, dic
                 numbers[f"{label}_corrected"] = point(corrected, "questions")
                 numbers[f"{label}_broken"] = point(broken, "questions")
                 numbers[f"{label}_p"] = point(p, "1")
+    if runs.keys() >= METRICS.keys():
+        for label, rows in (("mean", every), ("some_mean", SOME)):
+            mine, before = (
+                [unpacked(model[n][m])[:: rows[n] // every[n]] for n, m in METRICS.items()] if model else None
+                for model in (runs, base)
+            )
+            numbers[label] = mean_over_benchmarks(mine)
+            if before is not None:
+                differences = [now - then for now, then in zip(mine, before, strict=True)]
+                numbers[f"{label}_difference"] = mean_over_benchmarks(differences)
     return numbers
 
 
-def _same_questions(base: dict[str, Any], every: dict[str, int]) -> dict[str, Any]:
-    """The base model's answers to the fewer questions that were put to circuits."""
+def same_questions(base: dict[str, Any], every: dict[str, int]) -> dict[str, Any]:
+    """The base model's answers to the questions of another study, of which it was asked all and more."""
     return {
-        name: {m: packed[:: every[name] // EVERY[name]] for m, packed in run.items()}
-        for name, run in base.items()
+        name: {metric: packed[:: every[name] // base["config"]["every"][name]] for metric, packed in run.items()}
+        for name, run in base["runs"].items()
         if name in every
     }
 
@@ -162,18 +188,26 @@ def _provenance(name: str, source: str, every: int) -> dict[str, Any]:
     return {"source": source, "questions": len(rows), "sha256": digest.hexdigest()}
 
 
-def _study(label: str, what: str, adapter: str, device: str | None = None) -> BenchmarkStudy:
+def _study(label: str, what: str, adapter: str, device: str | None = None, **options: Any) -> BenchmarkStudy:
     question = f"Which questions do {what} correct, and which do they break?"
-    return BenchmarkStudy(f"benchmarks_{label}", question, adapter, device)
+    return BenchmarkStudy(f"benchmarks_{label}", question, adapter, device, **options)
 
 
 STUDIES = [
     BenchmarkStudy(BASE, "How many questions of each benchmark does the model without an adapter answer?"),
     *(_study(f"cua_{b}", f"our blocks ({b} parameters)", f"budget_{b}/exact-seed0") for b in ("1k", "6k", "25k")),
     _study("cua_6k_copied_signs", "our blocks with copied signs", "budget_6k/sign-constrained-seed0"),
-    *(_study(f"cua_6k_{d}", f"our blocks as circuits ({d})", "budget_6k/exact-seed0", d) for d in DEVICES),
+    *(
+        _study(f"cua_6k_{d}", f"our blocks as circuits ({d})", "budget_6k/exact-seed0", d, every=ON_CIRCUITS)
+        for d in DEVICES
+    ),
     *(
         _study(f"lora_{b}", f"low-rank matrices ({b} parameters)", f"baselines/lora/{b}/seed0")
         for b in ("1k", "6k", "25k")
+    ),
+    *(
+        _study(f"{method}_6k", f"adapters of the kind {method}", f"baselines/{method}/6k/seed0", every=SOME)
+        for method in METHODS
+        if method != "lora"
     ),
 ]

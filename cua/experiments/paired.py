@@ -37,8 +37,14 @@ def mean_over_questions(values: ArrayLike, unit: str = "%", factor: float = 100.
         unit: of the number.
         factor: by which the mean is multiplied.
     """
-    values = np.asarray(values, dtype=float)
+    return mean_over_benchmarks([values], unit, factor)
+
+
+def mean_over_benchmarks(values: list[ArrayLike], unit: str = "%", factor: float = 100.0) -> dict[str, Any]:
+    """Mean of the means over several sets of questions, drawn anew within each set; else as above."""
+    sets = [np.asarray(questions, dtype=float) for questions in values]
     rng = np.random.default_rng(0)
-    means = [rng.choice(values, len(values)).mean() for _ in range(DRAWS)]
+    means = [np.mean([rng.choice(questions, len(questions)).mean() for questions in sets]) for _ in range(DRAWS)]
     low, high = np.percentile(means, [2.5, 97.5])
-    return {"value": factor * values.mean(), "low": factor * low, "high": factor * high, "unit": unit}
+    mean = np.mean([questions.mean() for questions in sets])
+    return {"value": factor * mean, "low": factor * low, "high": factor * high, "unit": unit}

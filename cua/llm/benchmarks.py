@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -131,10 +131,10 @@ def rows_of(name: str, every: int = 1) -> tuple[datasets.Dataset, str]:
     return rows.select(range(0, len(rows), every)), source
 
 
-def available() -> dict[str, str]:
+def available(names: Iterable[str] = BENCHMARKS) -> dict[str, str]:
     """Benchmarks whose rows can be had here, and from where; the others with the reason why not, after a dash."""
     found = {}
-    for name in BENCHMARKS:
+    for name in names:
         try:
             found[name] = rows_of(name)[1]
         except DataUnavailable as error:

@@ -1,13 +1,15 @@
 """Paired questions, by hand and against scipy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from cua.experiments import benchmarks
+from cua.experiments import benchmarks, record
 from cua.experiments.benchmarks import STUDIES, headline, unpacked
-from cua.experiments.paired import corrected_and_broken, mean_over_questions
-from cua.experiments.record import Record, load_result
+from cua.experiments.paired import corrected_and_broken, mean_over_benchmarks, mean_over_questions
+from cua.llm.benchmarks import BENCHMARKS
 
 
 def test_corrected_and_broken_by_hand():
@@ -40,42 +42,57 @@ def test_the_interval_of_an_accuracy_is_the_binomial_one():
     )
 
 
+def test_a_mean_over_benchmarks_gives_each_the_same_weight():
+    many, few = np.repeat([1, 0], [500, 500]), np.repeat([1, 0], [90, 10])
+    number = mean_over_benchmarks([many, few])
+    assert number["value"] == pytest.approx(70)
+    spread = 100 * np.sqrt(0.25 / 1000 + 0.09 / 100) / 2
+    assert (number["high"] - number["low"]) / 2 == pytest.approx(1.96 * spread, rel=0.05)
+
+
 def test_a_headline_compares_question_by_question():
     base = {"mmlu": {"acc": "0011"}, "wikitext": {"loglikelihood": [-10.0], "words": [5.0]}}
     mine = {"mmlu": {"acc": "1110"}, "wikitext": {"loglikelihood": [-9.0], "words": [5.0]}}
-    numbers = headline(mine, base)
+    numbers = headline(mine, base, benchmarks.EVERY)
     assert numbers["mmlu_acc"]["value"] == 75
     assert numbers["mmlu_acc_difference"]["value"] == 25
     assert [numbers[f"mmlu_acc_{key}"]["value"] for key in ("corrected", "broken", "p")] == [2, 1, 1.0]
     assert numbers["wikitext_word_perplexity"]["value"] == pytest.approx(np.exp(1.8))
-    assert set(headline(mine, None)) == {"mmlu_acc", "wikitext_word_perplexity"}
+    assert set(headline(mine, None, benchmarks.EVERY)) == {"mmlu_acc", "wikitext_word_perplexity"}
     assert unpacked("0110").tolist() == [0, 1, 1, 0]
 
 
+def test_the_mean_of_a_headline_is_that_of_all_benchmarks_or_of_some_of_their_rows():
+    base = {name: {metric: "00001111"} for name, metric in benchmarks.METRICS.items()}
+    mine = base | {"mmlu": {"acc": "10001111"}}
+    numbers = headline(mine, base, benchmarks.EVERY)
+    assert numbers["mean"]["value"] == pytest.approx(50 + 100 / 8 / 6)
+    assert numbers["mean_difference"]["value"] == pytest.approx(100 / 8 / 6)
+    assert numbers["some_mean_difference"]["value"] == pytest.approx(100 / 2 / 6), "rows 0 and 4"
+    some = {name: {m: packed[::4] for m, packed in run.items()} for name, run in mine.items()}
+    same = benchmarks.same_questions({"config": {"every": benchmarks.EVERY}, "runs": base}, benchmarks.SOME)
+    again = headline(some, same, benchmarks.SOME)
+    assert again["mean_difference"] == again["some_mean_difference"] == numbers["some_mean_difference"]
+    assert "mean" not in headline({"mmlu": mine["mmlu"]}, base, benchmarks.EVERY)
+
+
 def test_every_model_has_a_study_and_a_missing_adapter_is_named(monkeypatch, tmp_path):
-    assert len({study.name for study in STUDIES}) == len(STUDIES) == 11
-    assert set(benchmarks.EVERY) == set(benchmarks.BENCHMARKS)
-    for name, every in benchmarks.ON_CIRCUITS.items():
-        assert every % benchmarks.EVERY[name] == 0
-    monkeypatch.setattr(benchmarks, "ADAPTERS", tmp_path)
+    assert len({study.name for study in STUDIES}) == len(STUDIES) == 16
+    assert set(benchmarks.EVERY) == set(BENCHMARKS)
+    for study in STUDIES:
+        assert all(every % benchmarks.EVERY[name] == 0 for name, every in study.every.items())
+    monkeypatch.setattr(record, "ADAPTERS", tmp_path)
     lora = next(study for study in STUDIES if study.name == "benchmarks_lora_6k")
     with pytest.raises(FileNotFoundError, match=r"train it with: python -m cua\.experiments baselines"):
         lora.run()
 
 
-@pytest.fixture
-def small_benchmarks(monkeypatch, tmp_path):
-    """The embedded benchmark only, recorded elsewhere, an exact multiple of its rows."""
-    monkeypatch.setattr(benchmarks, "EVERY", {"analogies": 35})
-    monkeypatch.setattr(benchmarks, "ON_CIRCUITS", {"analogies": 70})
-    monkeypatch.setattr(benchmarks, "Record", lambda description: Record(description, tmp_path))
-    monkeypatch.setattr(benchmarks, "load_result", lambda name: load_result(name, tmp_path))
-
-
-def test_circuits_answer_some_of_the_base_models_questions(small_benchmarks):
+def test_circuits_answer_some_of_the_base_models_questions(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmarks, "Record", lambda description: record.Record(description, tmp_path))
+    monkeypatch.setattr(benchmarks, "load_result", lambda name: record.load_result(name, tmp_path))
     studies = {study.name: study for study in STUDIES}
-    base = studies["benchmarks_base"].run()
-    circuits = studies["benchmarks_cua_6k_perfect"].run()
+    base = replace(studies["benchmarks_base"], every={"analogies": 35}).run()
+    circuits = replace(studies["benchmarks_cua_6k_perfect"], every={"analogies": 70}).run()
     assert len(base["runs"]["analogies"]["acc"]) == 4
     assert len(circuits["runs"]["analogies"]["acc"]) == 2
     assert circuits["config"]["shots"] == 8192
