@@ -77,7 +77,7 @@ def test_the_mean_of_a_headline_is_that_of_all_benchmarks_or_of_some_of_their_ro
 
 
 def test_every_model_has_a_study_and_a_missing_adapter_is_named(monkeypatch, tmp_path):
-    assert len({study.name for study in STUDIES}) == len(STUDIES) == 16
+    assert len({study.name for study in STUDIES}) == len(STUDIES) == 15
     assert set(benchmarks.EVERY) == set(BENCHMARKS)
     for study in STUDIES:
         assert all(every % benchmarks.EVERY[name] == 0 for name, every in study.every.items())
