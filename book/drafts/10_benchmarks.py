@@ -93,3 +93,158 @@ for name, right in answers.items():
 for name, right in list(answers.items())[1:]:
     corrected, broken, p = corrected_and_broken(answers["base model"], right)
     print(f"{name:12} corrects {corrected:2}, breaks {broken:2}   p = {p:.2g}")
+
+# %% [markdown]
+# TODO reading.
+#
+# ## Every question of six benchmarks
+#
+# **Recorded**, for every model on the same rows, without examples in the prompt: the base model
+# ({download}`base <results/benchmarks_base.json>`), our adapters of chapter [7](07_wikitext), one seed each
+# ({download}`1k <results/benchmarks_cua_1k.json>`, {download}`6k <results/benchmarks_cua_6k.json>`,
+# {download}`25k <results/benchmarks_cua_25k.json>`, {download}`6k with copied signs
+# <results/benchmarks_cua_6k_copied_signs.json>`), and low-rank ones with as many parameters, trained on the same text
+# (chapter [11](11_baselines); {download}`1k <results/benchmarks_lora_1k.json>`, {download}`6k
+# <results/benchmarks_lora_6k.json>`, {download}`25k <results/benchmarks_lora_25k.json>`). All of ARC-Easy's test split,
+# of the others every third to eighth row, so that a model takes a core an hour and a half. First the base model, beside
+# the score of blind guessing:
+
+# %%
+METRICS = {
+    "arc_easy": ("ARC-Easy", "acc_norm", 25),
+    "hellaswag": ("HellaSwag", "acc_norm", 25),
+    "boolq": ("BoolQ", "acc", 50),
+    "lambada": ("LAMBADA", "acc", 0),
+    "mmlu": ("MMLU", "acc", 25),
+    "triviaqa": ("TriviaQA", "exact_match", 0),
+}
+base = load_result("benchmarks_base")
+for name, (says, metric, guess) in METRICS.items():
+    questions = len(base["runs"][name][metric])
+    print(f"{says:10} {questions:5,} questions  {quote(base['headline'][f'{name}_{metric}'], 1):20} guessing {guess} %")
+
+# %% [markdown]
+# TODO published values.
+
+# %% tags=["hide-input"]
+MODELS = {f"{kind}_{size}": f"{says} {size}" for kind, says in (("cua", "blocks"), ("lora", "LoRA")) for size in ("1k", "6k", "25k")}
+MODELS["cua_6k_copied_signs"] = "blocks 6k, copied signs"
+results = {model: load_result(f"benchmarks_{model}")["headline"] for model in MODELS}
+tests = [(model, name) for model in MODELS for name in METRICS]
+
+
+def number(model: str, name: str, what: str) -> dict:
+    return results[model][f"{name}_{METRICS[name][1]}_{what}"]
+
+
+adjusted = false_discovery_control([number(*test, "p")["value"] for test in tests])
+sure = {test for test, p in zip(tests, adjusted, strict=True) if p < 0.05}
+print(f"corrected : broken, * = p < 0.05 after correction for {len(tests)} tests\n")
+print(" " * 24 + "".join(f"{says:>11}" for says, _, _ in METRICS.values()))
+for model, says in MODELS.items():
+    cells = [[int(number(model, name, way)["value"]) for way in ("corrected", "broken")] for name in METRICS]
+    marks = ["*" if (model, name) in sure else " " for name in METRICS]
+    print(f"{says:24}" + "".join(f"{f'{a}:{b}{m}':>11}" for (a, b), m in zip(cells, marks, strict=True)))
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of accuracy against the base model, in points, by benchmark. Blocks (filled) and LoRA (open) of three sizes; bars: 95 % over questions.", "name": "fig-benchmarks"}, "image": {"alt": "Six groups of six points with intervals around a zero line, one group for each benchmark: change of accuracy for blocks and LoRA at three sizes."}}
+fig, ax = plt.subplots()
+styles = {"cua": {"color": COLOURS["exact"], "marker": "o"}, "lora": {"color": COLOURS["highlight"], "marker": "s"}}
+for k, model in enumerate(list(MODELS)[:6]):
+    kind, size = model.split("_")
+    shades = {"1k": 0.4, "6k": 0.7, "25k": 1.0}
+    for i, name in enumerate(METRICS):
+        label = MODELS[model] if i == 0 else None
+        style = styles[kind] | {"alpha": shades[size], "markersize": 4, "linestyle": "none", "label": label}
+        interval(ax, number(model, name, "difference"), x=i + 0.12 * (k - 2.5), **style)
+ax.axhline(0, color=COLOURS["base"], linewidth=1)
+ax.set_xticks(range(len(METRICS)), [says for says, _, _ in METRICS.values()])
+ax.set_ylabel("change of accuracy (points)")
+ax.legend(ncols=2, fontsize=8)
+plt.show()
+
+# %% [markdown]
+# TODO
+#
+# ## The same on circuits
+#
+# **Recorded**, for a part of the questions: every block of the adapter of 6,138 parameters as a circuit, its signs read
+# from two settings, 8,192 shots for each block and token ({download}`perfect qubits
+# <results/benchmarks_cua_6k_perfect.json>`, {download}`a simulated Heron <results/benchmarks_cua_6k_noisy.json>`,
+# {download}`its average errors undone <results/benchmarks_cua_6k_mitigated.json>`):
+
+# %%
+ON_CIRCUITS = {"arc_easy": "acc_norm", "lambada": "acc", "analogies": "acc"}
+print(f"{'corrected : broken':20}" + "".join(f"{name:>18}" for name in ON_CIRCUITS))
+for device in ("perfect", "noisy", "mitigated"):
+    there = load_result(f"benchmarks_cua_6k_{device}")["headline"]
+    row = []
+    for name, metric in ON_CIRCUITS.items():
+        a, b, p = (there[f"{name}_{metric}_{key}"]["value"] for key in ("corrected", "broken", "p"))
+        row.append(f"{a:.0f}:{b:.0f}, p {p:.2g}")
+    print(f"{device:20}" + "".join(f"{cell:>18}" for cell in row))
+
+# %% [markdown]
+# TODO
+#
+# ## Two questions
+#
+# The paper follows two questions of MMLU: *Which of the jovian planets have rings?*, for which the base model says
+# "Saturn" and the adapted one "all of the above", and *Gene flow between populations results in ...*. Our model is sixty
+# times smaller. We put the same questions to it, in two ways: as the harness does, with the four options listed and the
+# letter asked for; and without the list, asking for the answer itself. To ask at a temperature $T$ is to draw option
+# $k$ with probability $p_k^{1/T}/\sum_j p_j^{1/T}$, so nothing needs to be sampled: the chance of the right answer can
+# be computed. **Recorded** ({download}`two_questions.json <results/two_questions.json>`): the base model; ours and LoRA
+# of three sizes, five seeds each; and ten random adapters of 6,138 parameters.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: probability of the right option among four, against the sampling temperature, for both questions and both ways to ask. Band: the ten random adapters, smallest to largest mean interval.", "name": "fig-two-questions"}, "image": {"alt": "Four small panels, two questions by two ways of asking; lines for the base model, blocks and LoRA of about 6,000 parameters and random adapters over the temperature."}}
+asked = load_result("two_questions")
+temperatures = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+lines = {"base": ("base", "base"), "cua_6k": ("blocks 6k", "exact"), "lora_6k": ("LoRA 6k", "highlight"), "random": ("random", "accent")}
+fig, axes = plt.subplots(2, 2, figsize=(7, 5), sharex=True, sharey=True)
+for row, question in zip(axes, ("rings", "gene_flow"), strict=True):
+    for ax, way in zip(row, ("letter", "text"), strict=True):
+        for k, (model, (says, colour)) in enumerate(lines.items()):
+            numbers = [asked["headline"][f"{question}_{way}_{model}_{t}"] for t in temperatures]
+            for t, n in zip(temperatures, numbers, strict=True):
+                interval(ax, n, x=t + 0.02 * (k - 1.5), color=COLOURS[colour], marker="o", markersize=3)
+            ax.plot(temperatures, [n["value"] for n in numbers], color=COLOURS[colour], label=says)
+        ax.set_title(f"{question.replace('_', ' ')}, asked for the {way}", fontsize=10)
+        ax.set_ylim(0, 100)
+axes[0, 0].legend(fontsize=8)
+fig.supxlabel("sampling temperature")
+fig.supylabel("probability of the right option (%)")
+plt.show()
+
+# %%
+for question in ("rings", "gene_flow"):
+    for way in ("letter", "text"):
+        right = {model: asked["headline"][f"{question}_{way}_{model}_right"]["value"] for model in ("base", *MODELS) if model != "cua_6k_copied_signs"}
+        right["random"] = asked["headline"][f"{question}_{way}_random_right"]["value"]
+        print(f"{question:10} {way:7} " + ", ".join(f"{m} {n:.0f}" for m, n in right.items()))
+
+# %% [markdown]
+# TODO
+#
+# ## What we learned
+#
+# - TODO
+#
+# **What this does not show.** TODO
+#
+# ## Exercises
+#
+# **1.** An adapter corrects 9 questions and breaks 3. What is McNemar's p? What would it be if it had corrected 90 and
+# broken 30?
+#
+# ```{dropdown} Solution
+# `corrected_and_broken([0] * 9 + [1] * 3, [1] * 9 + [0] * 3)` gives 0.15; ten times as many, about 3e-8. The same rate of three to
+# one, with and without the evidence.
+# ```
+#
+# **2.** Somebody reports the two best of 14,042 questions. Suppose that an adapter changes the answer of every tenth
+# question at random: how many would it correct, if the base model is right on one in four and a changed answer as well?
+#
+# ```{dropdown} Solution
+# 1,404 change. Of those the base model had wrong, three quarters, one in three or so of the changed answers is right: some
+# 350 corrected questions to choose from, and as many broken ones.
+# ```

