@@ -28,8 +28,8 @@
 # the 30 layers has an MLP of three projections, $W_\text{down}\big(\mathrm{silu}(W_\text{gate}\,x)\odot
 # W_\text{up}\,x\big)$, 1,536 components wide inside: 210 projections in all. Nothing says that inputs of `v_proj` are
 # the best place among them, or that neighbours belong together. There are millions of pairs of components, far too many
-# to try by training. One gradient gives a first estimate for all of them at once; whether it is a good one is checked
-# by training, here and in chapter [8](08_block_dimension).
+# to try by training. One gradient gives a first estimate for all of them at once; what the blocks that it picks are
+# worth is measured by training, here and in chapter [8](08_block_dimension).
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up, on Colab only"}
 # NBVAL_SKIP
@@ -118,7 +118,8 @@ print("equal, relative to the largest, to 1e-3:", (error < 1e-3).item())
 #
 # A 4×4 block holds six pairs. Take the steepest pair of a layer, add the component with the largest slopes towards
 # those two, then a fourth; set the block aside and go on with the components that are left. Of all layers' blocks keep
-# the steepest. How much more slope lies inside such blocks than inside those of four neighbours?
+# the steepest, by the sum of their absolute slopes. How much more slope lies inside such blocks than inside those of
+# four neighbours?
 
 # %%
 def slope_inside(k: torch.Tensor, blocks: torch.Tensor) -> float:
@@ -134,7 +135,7 @@ print(f"all {len(grown)} blocks of one layer: {slope_inside(k, grown) / slope_in
 # A quantum processor does not mind. Which amplitude goes into which circuit is decided by the classical computer that
 # prepares them, so choosing components costs no gate; the price is four integers a block, 4,092 beside 6,138 trained
 # numbers, which our counts of parameters leave out. Where do 1,023 blocks go, an equal share for each of three
-# projections?
+# projections (why these three, the next section shows)?
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-where", "caption": "Live: blocks by decoder layer, 341 for the inputs of each projection, chosen by slopes on eight windows of Wikipedia text."}, "image": {"alt": "Bars of the number of blocks by decoder layer for three projections. Some layers get many times as many as others."}}
 chosen = {p: choose_groups({n: k for n, k in gradients.items() if p in n}, 4, 341) for p in places.target_modules}
@@ -197,8 +198,8 @@ plt.show()
 # Read it by rows; differences of less than one to two per cent between two cells are undecided, so wide are the
 # intervals that thirteen windows leave, with one seed. What attention *looks at* (`q_proj`, `k_proj`) is worth least,
 # on either side, but for the inputs of `gate_proj` in the last layers. What it *carries* (`v_proj`, `o_proj`) and what
-# the MLP makes of it (`down_proj`) is worth up to three times as much for the same few parameters, and less where there
-# are many. In the MLP the 1,536 components inside matter: blocks on the outputs of `gate_proj`, before the
+# the MLP makes of it (`down_proj`) is worth up to nearly four times as much for the same few parameters, and less where
+# there are many. In the MLP the 1,536 components inside matter: blocks on the outputs of `gate_proj`, before the
 # nonlinearity, and `up_proj`, what it is multiplied by, do better than blocks on the 576 components that both read.
 # Layers 6–11 come out lowest in 12 rows of 14, seldom by more than the interval; spreading the same 864 parameters over
 # all layers beats even them clearly in 12 rows, and is level with them on the outputs of `q_proj` and `down_proj`.
@@ -206,12 +207,13 @@ plt.show()
 # Of single inputs those of `down_proj` come first at all three sizes, ahead of those of `v_proj` by less than the
 # interval; with more parameters the outputs of `up_proj` are lower still, as little decided. Sharing the blocks out
 # among `v_proj`, `o_proj` and `down_proj` is lowest in every column of the right half. With 864 parameters that is
-# decided; with more, the lead over the inputs of `down_proj` and the outputs of `up_proj` is within the interval.
-# Sharing them among all seven does worse, worst with 25,920 parameters. One rate for every cell is part of that: at
-# twice as many steps, 0.02 instead of 0.01, the best of four at all three sizes of the next section, costs nothing with
-# 864 parameters and clearly something with 25,920 ({download}`budget_rates.json <results/budget_rates.json>`).
+# decided; with more, the lead over its nearest rivals, the inputs of `down_proj` and the outputs of `up_proj` and
+# `gate_proj`, is within the interval. (Mixtures with outputs were not tried.) Sharing them among all seven does worse,
+# worst with 25,920 parameters. One rate for every cell is part of that. With twice as many steps, 0.01 is the best of
+# four rates at all three sizes of the next section; 0.02 is as good with 864 parameters and clearly worse with 25,920
+# ({download}`budget_rates.json <results/budget_rates.json>`).
 #
-# What does grouping components by slopes bring, where all of them are turned either way? All thirty `v_proj` were also
+# What does grouping by slopes bring where every component is in some block anyway? All thirty `v_proj` were also
 # trained in blocks of *neighbouring* components when chapter [3](03_training) chose its own: for as many steps, on the
 # same windows in another order and at the same rate, with 20 steps of warm-up instead of 10. Measured on the same text:
 
@@ -222,7 +224,8 @@ in_order = {"nll": in_order["nll"][::3], "tokens": chosen_blocks["tokens"]}
 print("chosen against neighbouring components:", quote(change_over_text([(chosen_blocks, in_order)])))
 
 # %% [markdown]
-# Something, and decidedly so; much less than what other projections bring.
+# Decidedly something, and no less than what sharing as many blocks out among three projections adds to it (last column
+# above).
 #
 # ## The best of each size, on the whole test split
 #
@@ -248,9 +251,9 @@ for study in budgets.values():
 # [4](04_circuits)), 8,192 shots for each block and token? That takes the simulator hours, so here every fourth part of
 # the test split was run, a part being 8 windows; one seed, intervals over the ten parts. The noisy circuits are those
 # of a simulated 156-qubit Heron processor with its calibration of one day (chapter [5](05_noise)); pairs of qubits with
-# an error above five times the median are left out, the others dealt to the blocks anew for every part. "Undone" means
-# that average readout and depolarising errors are inverted, with the calibration known, which is the best case.
-# **Recorded** ({download}`budget_circuits.json <results/budget_circuits.json>`):
+# an error above five times the median are left out, and the blocks are dealt out over the others anew for every part.
+# "Undone" means that average readout and depolarising errors are inverted, with the calibration known, which is the
+# best case. **Recorded** ({download}`budget_circuits.json <results/budget_circuits.json>`):
 
 # %%
 circuits = load_result("budget_circuits")["headline"]
@@ -264,11 +267,11 @@ for label, study in budgets.items():
         print(f"    {says:18} {quote(change):24} {quote(penalty)}")
 
 # %% [markdown]
-# On perfect qubits little is lost: neither shots nor the reading of signs are an obstacle. Raw noise undoes
-# the gain, though the same noise costs an adapter on one `v_proj` a tenth of a per cent (chapter [5](05_noise)): at no
-# size can what is left be told from zero. With average errors undone most of the gain is back. So it is the bias of
-# noise that hurts, not its randomness, and it hurts here because of where these blocks sit; the live slice below shows
-# why. (Rows marked *exact*, and the copied signs above, are computed without circuits.)
+# On perfect qubits little is lost: neither shots nor the reading of signs are an obstacle. Raw noise undoes the gain,
+# though the same noise costs an adapter on one `v_proj` a tenth of a per cent (chapter [5](05_noise)): at no size can
+# what is left be told from zero. With average errors undone most of the gain is back. So it is the bias of noise that
+# hurts, not its randomness, and part of it has to do with where these blocks sit, as the live slice below shows. (Rows
+# marked *exact*, and the copied signs above, are computed without circuits.)
 #
 # For comparison, blocks of neighbouring components on one or all `v_proj`, trained as long. Several things differ at
 # once (number of layers, projections, choice of components, learning rate); what grouping by slopes brings, with nearly
@@ -314,10 +317,10 @@ print(f"of the squared length of all slices, the first token of 256 has {100 * f
 
 # %% [markdown]
 # Language models of this kind park attention on their first token, by activations that are orders of magnitude larger
-# than all others, in a few components {cite}`sun2024massive`; and components with large activations are just what steep
-# slopes select. A slice with one huge component loses some per cent of its shots to other outcomes, and under the
-# square root they become ten per cent or more of a huge length. How much of the damage is that? Compute the blocks of
-# the first token of each window classically, one token in 256, and run the others as circuits:
+# than all others, in a few components {cite}`sun2024massive`; and large activations make steep slopes, in which they
+# are a factor. A slice with one huge component loses some per cent of its shots to other outcomes, and under the square
+# root they become ten per cent or more of a huge length. How much of the damage is that? Compute the blocks of the
+# first token of each window classically, one token in 256, and run the others as circuits:
 
 # %%
 backend, streams = FakeMarrakesh(), count()
@@ -353,18 +356,18 @@ for says, context in contexts.items():
 _ = adapter.detach()
 
 # %% [markdown]
-# Perfect circuits give what the matrices give, up to shots. Raw noise costs more than the adapter gained. Sparing one
-# token in 256 takes away nearly half of that cost, undoing average errors nearly all of it. Two windows illustrate, they
-# do not measure; but whoever runs such blocks on a processor should leave the first token to the classical computer: it
-# is the same place in every text, and it costs nothing. How much of what the adapter learned is WikiText's subject
-# matter, and how much its spacing, is the question of a later chapter.
+# On this text the adapter gains little: how much of what it learned is WikiText's subject matter, and how much its
+# spacing, is a question still open here. Perfect circuits give what the matrices give, up to shots. Raw noise costs
+# many times the gain. Sparing one token in 256 takes away nearly half of that cost, undoing average errors nearly all
+# of it. Two windows illustrate, they do not measure; but whoever runs such blocks on a processor should leave the first
+# token to the classical computer: it is the same place in every text, and it costs nothing.
 #
 # ## More than one processor
 #
 # Several processes share the windows of each step, on CPUs or GPUs, through `accelerate`. With two processes, a small
 # model's losses are those of one to $10^{-4}$ (tested). The paper's size on four GPUs, for someone with the weights; we
-# have not run it. It takes the 1,024 steepest blocks of the three projections together, not equal shares. The slopes
-# need some 30 GB on each GPU, and again in main memory for each process:
+# have not run it. It takes the 1,024 steepest blocks of the three projections together, not equal shares, which is
+# untested. The slopes need some 30 GB on each GPU, and again in main memory for each process:
 #
 # ```bash
 # accelerate launch --multi_gpu --num_processes 4 -m cua --model meta-llama/Llama-3.1-8B-Instruct --dtype bfloat16 \
@@ -378,22 +381,23 @@ _ = adapter.detach()
 #   projections lower perplexity further than 25,920 on neighbouring components of all `v_proj`, the placement of
 #   chapter [3](03_training) (at the rate chosen there, the highest of those tried). Every further parameter brings
 #   less: seven times 864 parameters less than double the gain.
-# - **One gradient is enough to choose.** It costs one pass over 32 windows, and no circuit.
-# - **Blocks are worth most inside**: on the values that attention carries (around `v_proj`, before `o_proj`) and on the
-#   1,536 components inside the MLP, spread over all layers, rather than on what decides where attention looks, or on
-#   what is added to the rest of the model.
-# - **Where blocks are worth most, noise is at its worst.** Steep slopes belong to components with large activations,
-#   and what noise adds to a slice grows with its length. Raw noise leaves nothing of the gain that can be told from
-#   zero; inverting average errors brings most of it back.
+# - **One gradient is enough to choose blocks.** It costs one pass over 32 windows, and no circuit. On which projections
+#   they sit was decided by a short training of every candidate.
+# - **Blocks are worth least on what decides where attention looks**, and most around the values that it carries
+#   (`v_proj`, `o_proj`) and on the 1,536 components inside the MLP, spread over all layers.
+# - **Noise costs these blocks far more than those of one `v_proj`.** They meet large activations, the first token's
+#   above all, and what noise adds to a slice grows with its length; on two windows the first token makes nearly half of
+#   the cost. Raw noise leaves nothing of the gain that can be told from zero; inverting average errors brings most of
+#   it back.
 # - **Copied signs cost a part of the gain at every size**, and most of it is left, even at learning rates that were
 #   chosen for the exact readout.
 #
 # **What this does not show.** One model of 135 million parameters, one kind of text. Places were chosen on validation
 # text, sixty steps and one seed a cell, all at one rate: what learns more slowly may come out too low. On circuits one
-# seed was run, on a quarter of the text, with mitigation that knows the calibration exactly. Only the base
-# model, and not another kind of adapter, stands beside these figures: low-rank adapters (LoRA) and their relatives at
-# equal parameters have a chapter of their own. The circuits are simulated, and nothing here is faster or better for
-# being run on a quantum processor.
+# seed was run, on a quarter of the text, with mitigation that knows the calibration exactly. Only the base model, and
+# not another kind of adapter, stands beside these figures: low-rank adapters (LoRA) and their relatives at equal
+# parameters are still to be compared. The circuits are simulated, and nothing here is faster or better for being run on
+# a quantum processor.
 #
 # ## Exercises
 #
@@ -411,8 +415,8 @@ _ = adapter.detach()
 #
 # ```{dropdown} Solution
 # Write each choice as the set of its (dotted name, smaller component, larger component), six for each block, and divide
-# the size of the intersection by the size of one set. With 2,048 tokens a large part is chance; the recorded runs use
-# 32 windows of 512.
+# the size of the intersection by the size of one set. How far they agree depends on how much text each has seen; the
+# recorded runs use 32 windows of 512.
 # ```
 #
 # **3.** The adapter can also be folded into the weights: $W Q$ in place of $W$ costs nothing at run time. What does

@@ -159,10 +159,10 @@ for b in SIZES:
     print(f"{b:3}x{b:<4} {quote(turned, 3):26} {quote(read, 3)}")
 
 # %% [markdown]
-# Up to 32×32 nothing that can be told from zero, or less: as in chapter [5](05_noise), statistical errors average out.
-# At 64×64 it is a little, about a hundredth of what the adapter gains, as 64 numbers share the shots that four had.
-# Turning blocks back does not hurt where it was needed (at 16×16 and 64×64 no block was beyond 1.9). Intervals are over
-# text; the three seeds differ by more.
+# Up to 32×32 reading costs nothing that can be told from zero: as in chapter [5](05_noise), statistical errors average
+# out. At 64×64 it is a little, about a hundredth of what the adapter gains, as 64 numbers share the shots that four
+# had. Turning blocks back does not hurt where it was needed (at 16×16 and 64×64 no block was beyond 1.9). Intervals are
+# over text; over the three seeds that of 64×64 includes zero.
 #
 # ## With the same number of parameters
 #
@@ -194,16 +194,16 @@ for name in sorted(IDEAS, key=lambda name: ideas[f"{name}_change"]["value"]):
 
 # %% [markdown]
 # What decides first is which components a block joins. Drawn at random from all layers they are not worth more, as far
-# as can be told, than all blocks of the three best layers (though *random* has its best rate at the edge of those
-# tried). The steepest blocks of *neighbours*, wherever they are, bring nearly half of the gain, free grouping the other
-# half. And at equal parameters smaller blocks do better, by as much: presumably because a large one spends most of its
-# parameters on pairs with small slopes. (It also reaches fewer layers, as the table counts, and groups are grown
-# greedily: a better search might help the large ones.) Pairs come out ahead of fours with each of the three seeds, if
-# by less than other text might move. But as many parameters in pairs are six times as many circuits a token, of one
-# qubit each, which nobody needs a quantum processor for; we stay with fours.
+# as can be told, than all blocks of the three best layers (though *random* has its best rate at the edge of those tried). The
+# steepest blocks of *neighbours*, wherever they are, bring nearly half of the gain, free grouping the other half. And
+# at equal parameters smaller blocks do better, by as much: presumably because a large one spends most of its parameters
+# on pairs with small slopes. (It also reaches fewer layers, as the table counts, and groups are grown greedily: a
+# better search might help the large ones.) Pairs come out ahead of fours with each of the three seeds, if by less than
+# other text might move. But as many parameters in pairs are six times as many circuits a token, of one qubit each,
+# which nobody needs a quantum processor for; we stay with fours.
 #
 # A gain for each block changes nothing that can be told from chance, nor does the manifold. We leave both out. The
-# blocks of 32 have their best rate at an edge of the three tried as well, and might do a little better beyond it.
+# blocks of 32, too, have their best rate at an edge of those tried.
 #
 # ## What the blocks learned
 #
@@ -254,7 +254,8 @@ for which, layer in (("smallest", by_layer.argmin()), ("largest", by_layer.argma
 
 # %% [markdown]
 # Angles show no clear trend with depth. Two seeds agree in every layer, far beyond chance, and more in the last third
-# than below: the larger part of a rotation belongs to the model and the kind of text, the rest to the run.
+# than below: a good part of a rotation belongs to the model and the text, the rest to the run (and what part to windows
+# that two runs share, this does not tell).
 
 # %% [markdown]
 # ### As gates on two qubits
@@ -295,8 +296,8 @@ plt.show()
 #
 # - **In the same place larger blocks are better**, from 2 to 64 components, read exactly or with copied signs. Each
 #   further qubit more than doubles the parameters and brings about as much as the one before it, or less.
-# - **At the same number of parameters smaller blocks are better**, down to pairs: they choose components more freely,
-#   and reach more layers.
+# - **At the same number of parameters smaller blocks are better**, on the outputs of `v_proj`: fours than larger ones,
+#   and pairs at least as good. They choose components more freely, and reach more layers.
 # - **Which components a block joins and how large it is decide most**, about equally over the range we tried; gains and
 #   the path of the optimiser decide nothing that can be told. Choosing components costs no gate.
 # - **Signs of larger blocks can be read, too**, from one setting more than there are qubits, on perfect qubits for next
@@ -306,10 +307,9 @@ plt.show()
 #
 # **What this does not show.** One projection in one layer, for the sizes; larger blocks may pay differently elsewhere.
 # Validation text and sixty steps, for the ideas. Signs of larger blocks were read on perfect qubits only. With raw
-# noise, signs given, on the simulated Marrakesh 8×8 blocks end up no better than 4×4 ones, and 16×16 ones worse in the
-# mean; on a better processor the 8×8 ones keep part of their lead, and after ideal mitigation most of it is left
-# (chapter [5](05_noise)). And nothing in the entangling power is evidence for or against a use of entanglement:
-# the blocks are 4×4 matrices.
+# noise, signs given, 8×8 blocks end up no better than 4×4 ones on the simulated Marrakesh; after ideal mitigation most
+# of their lead is left (chapter [5](05_noise)). And nothing in the entangling power is evidence for or against a use of
+# entanglement: the blocks are 4×4 matrices.
 #
 # ## Exercises
 #

@@ -116,15 +116,15 @@ for label, (small, bits) in {
 
 # %% [markdown]
 # On this matrix to cut directions costs far more than to round. But the model as its package ships it *is* rounded: its
-# projections come at 4 bits
-# with a scale and an offset for every 32 weights, 5 bits a weight, and rounding once more what lies on a grid of
-# sixteen levels is easy. Of those 5 bits, 4.5 and 4 are 90 and 80 %; counted from 16 bits, as is usual and as below,
-# they are 28 and 25 %.
+# projections come at 4 bits with a scale and an offset for every 32 weights, 5 bits a weight, and rounding once more
+# what lies on a grid of sixteen levels costs this matrix little. Of those 5 bits, 4.5 and 4 are 90 and 80 %; counted
+# from 16 bits, as is usual and as below, they are 28 and 25 %.
 #
 # For losses of comparable size, the factorised models below keep 90 % of the numbers of their MLP projections, SVD in
 # 10 or 20 of the 30 layers, tensor trains in 5 or 10: with 95 to 99 % of the projections' numbers left they are ways to
-# damage a model, not to ship it. The quantised ones round every projection, to 4 bits in groups of 64 and to 3 bits in
-# groups of 32. The moments come from 16 windows of the training text.
+# damage a model, not to ship it. The quantised ones round every projection, to 4 bits in groups of 64 or to 3 bits in
+# groups of 32. The first of each pair is called *mild*, the second *strong*. The moments come from 16 windows of the
+# training text.
 #
 # ## What comes back
 #
@@ -233,7 +233,8 @@ for label in ("original_cua", "original_lora", "svd_mild_lora"):
 # compressed one is further from it with its adapter than without, the others are as far or slightly further. Part of
 # that distance is the adaptation itself, as the row of the original shows, where nothing was compressed. And the order
 # of blocks and low-rank matrices turns round: on WikiText the blocks were ahead, here LoRA is, by perplexity and by
-# likeness, on both models: what had adapted further to the one text had moved further from the other.
+# likeness, on both models: what had adapted further to the one text had moved further from the other (two kinds of
+# adapter, in different places: an observation, no law).
 #
 # ## Does a teacher help?
 #
@@ -278,13 +279,13 @@ for lesson in LESSONS:
     print(f"{how}  {change:22}  {against}")
 
 # %% [markdown]
-# The original as it was is no help: its student is held back towards where it started. The adapted teacher helps a
-# little, which may be the further text that it has seen, and costs a first training of its own. For the
+# The original as it was is no help: its student is held back towards where it started. The adapted teacher, beside the
+# text, helps a little, which may be the further text that it has seen, and costs a first training of its own. For the
 # compressed student the original is no help, either, *by this measure*: the next-token loss lowers WikiText's
 # perplexity directly, by adapting to it, and the teacher has not adapted. Alone, with weight 1, it can teach nothing
 # but to be like the original. What comes back then is recovery and no adaptation to the text: the recovered share is
 # much smaller. But the net share, where the original cannot gain anything from a teacher that is itself, is larger than
-# what text alone closes for the same student, its control being the original that learned from text alone:
+# what text alone closes for the same student (where the control is the original trained on the same text):
 
 # %%
 runs = load_result("distillation")["runs"]
@@ -304,9 +305,10 @@ print(f"of the gap, by the teacher alone: {100 * math.log(before / after) / gap:
 
 # %% [markdown]
 # (That text alone recovers about what the paper reports is chance: another loss, other text, and nearly all of it
-# adaptation.) So the place for a teacher is a model that should become like the original again, whether or not that
-# likeness holds on other text, which we did not measure; for low perplexity on a text it is in the way. (More steps or
-# another rate might bring more. The other chapters train without a teacher.)
+# adaptation.) The two shares differ by more than the three seeds scatter. So a teacher's place may be with a model that
+# should become like the original again; we tried one, the one of which text closes least, and did not measure whether
+# the likeness holds on other text. For low perplexity on a text the teacher is in the way. (More steps or another rate
+# might bring more. The other chapters train without a teacher.)
 #
 # ## What the study cost
 #
@@ -347,7 +349,8 @@ for chapter, names in STUDY.items():
 # - **Lower perplexity is not likeness.** On other text the adapted model is hardly nearer to the original than the
 #   compressed one, and often further away.
 # - **By perplexity a teacher helped only if it had adapted to the text itself**, and then little. The original is no
-#   help by that measure, but alone it closes more of the gap than text does.
+#   help by that measure; alone it closed more of the gap than text did, on the one compressed model that we tried,
+#   where text closes least.
 #
 # **What this does not show.** Compressed models are stored as dense matrices here: no memory was saved, no time. What
 # compression does to answers is another question. Adapters of another kind, or more parameters, or more steps, might
