@@ -194,13 +194,13 @@ for name in sorted(IDEAS, key=lambda name: ideas[f"{name}_change"]["value"]):
 
 # %% [markdown]
 # What decides first is which components a block joins. Drawn at random from all layers they are not worth more, as far
-# as can be told, than all blocks of the three best layers (though *random* has its best rate at the edge of those tried). The
-# steepest blocks of *neighbours*, wherever they are, bring nearly half of the gain, free grouping the other half. And
-# at equal parameters smaller blocks do better, by as much: presumably because a large one spends most of its parameters
-# on pairs with small slopes. (It also reaches fewer layers, as the table counts, and groups are grown greedily: a
-# better search might help the large ones.) Pairs come out ahead of fours with each of the three seeds, if by less than
-# other text might move. But as many parameters in pairs are six times as many circuits a token, of one qubit each,
-# which nobody needs a quantum processor for; we stay with fours.
+# as can be told, than all blocks of the three best layers (though *random* has its best rate at the edge of those
+# tried). The steepest blocks of *neighbours*, wherever they are, bring nearly half of the gain, free grouping the other
+# half. And at equal parameters smaller blocks do better, by as much: presumably because a large one spends most of its
+# parameters on pairs with small slopes. (It also reaches fewer layers, as the table counts, and groups are grown
+# greedily: a better search might help the large ones.) Pairs come out ahead of fours with each of the three seeds, if
+# by less than other text might move. But as many parameters in pairs are six times as many circuits a token, of one
+# qubit each, which nobody needs a quantum processor for; we stay with fours.
 #
 # A gain for each block changes nothing that can be told from chance, nor does the manifold. We leave both out. The
 # blocks of 32, too, have their best rate at an edge of those tried.

@@ -59,9 +59,9 @@ use_style()
 # %% [markdown]
 # ## A small benchmark, live
 #
-# A Python package for word vectors, gensim, ships analogies {cite}`mikolov2013analogies`. Out of them we make 140
+# A Python package for word vectors, gensim, ships analogies {cite}`mikolov2013efficient`. Out of them we make 140
 # questions of four options, ten of each kind. The evaluation is that of `lm-evaluation-harness`
-# {cite}`eval-harness`, as for every benchmark below: each option is appended to the question, and the model's
+# {cite}`gao2023harness`, as for every benchmark below: each option is appended to the question, and the model's
 # probability of the option's tokens decides.
 
 # %%

@@ -32,7 +32,7 @@
 # | VeRA {cite}`kopiczko2024vera` | $W + \operatorname{diag}(b)\,B\,\operatorname{diag}(d)\,A$, $A$ and $B$ random and frozen | no | no |
 # | IA³ {cite}`liu2022ia3` | $\operatorname{diag}(\ell)\,W$, or $W\operatorname{diag}(\ell)$ inside the MLP | no | no |
 #
-# All but the first come from Hugging Face's PEFT library {cite}`peft` and go through the same training loop. BOFT
+# All but the first come from Hugging Face's PEFT library {cite}`mangrulkar2022peft` and go through the same training loop. BOFT
 # {cite}`liu2024boft`, products of such $Q$, is missing: without its extension for GPUs, PEFT has it with one factor, and
 # that is OFT with trained scales. (Products of *our* blocks: chapter [5](05_noise).)
 
