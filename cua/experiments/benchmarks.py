@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,14 @@ from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
 
 import cua
 from cua.experiments.baseline_selection import METHODS
-from cua.experiments.budget_circuits import DEVICES, SHOTS, one_after_another
-from cua.experiments.noise_frontier import CUTOFF, deal
+from cua.experiments.budget_circuits import DEVICES, SHOTS, execution, one_after_another
+from cua.experiments.noise_frontier import CUTOFF
 from cua.experiments.paired import corrected_and_broken, mean_over_benchmarks, mean_over_questions
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, load_result, point
 from cua.experiments.trained import attached
 from cua.hybrid import run_blocks
 from cua.llm.benchmarks import MAX_LENGTH, available, benchmark, rows_of
 from cua.llm.models import identity, load_model
-from cua.quantum.blocks import Execution
 from cua.quantum.layout import disjoint_paths
 from cua.quantum.noise import DeviceNoise
 
@@ -37,7 +36,6 @@ EVERY = {
     "wikitext": 3,
     "analogies": 1,
 }
-SOME = {name: 4 * EVERY[name] for name in ("arc_easy", "hellaswag", "boolq", "lambada", "mmlu", "triviaqa")}
 ON_CIRCUITS = {"arc_easy": 4, "lambada": 12, "analogies": 1}  # each token takes a simulator 20 ms
 METRICS = {  # the one that counts for the mean
     "arc_easy": "acc_norm",
@@ -47,20 +45,15 @@ METRICS = {  # the one that counts for the mean
     "mmlu": "acc",
     "triviaqa": "exact_match",
 }
+SOME = {name: 4 * EVERY[name] for name in METRICS}
 BASE = "benchmarks_base"
 
 
 def _circuits(adapter: cua.Adapter, device: str) -> AbstractContextManager[None]:
     """Inside this context the blocks run as circuits on a device."""
-    return run_blocks(adapter, one_after_another(_execution(device)))
-
-
-def _execution(device: str) -> Execution:
     backend = FakeMarrakesh()
-    execution = Execution(shots=SHOTS, places=deal(disjoint_paths(backend, 2, cutoff=CUTOFF), 0), seed=0)
-    if mitigation := DEVICES[device]:
-        execution = replace(execution, noise=DeviceNoise(backend), mitigation=mitigation)
-    return execution
+    chains = disjoint_paths(backend, 2, cutoff=CUTOFF)
+    return run_blocks(adapter, one_after_another(execution(device, chains, DeviceNoise(backend), seed=0)))
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ class BenchmarkStudy:
         Raises:
             FileNotFoundError: if the adapter is missing, naming the experiment that trains it.
         """
-        digests = {} if self.adapter is None else adapter_digests([self.adapter])
+        digests = {} if self.adapter is None else adapter_digests([self.adapter], ADAPTERS)
         every = self.every
         circuits = {"device": self.device, "mitigation": DEVICES[self.device], "shots": SHOTS} if self.device else {}
         model, tokenizer = load_model()

@@ -84,10 +84,7 @@ def run() -> dict[str, Any]:
         started = time.perf_counter()
         path, device, part = work[key]
         adapter = cua.load(bench.model, ADAPTERS / path)
-        execution = Execution(shots=SHOTS, places=deal(chains, part), seed=part)
-        if mitigation := DEVICES[device]:
-            execution = replace(execution, noise=noise, mitigation=mitigation)
-        with run_blocks(adapter, one_after_another(execution)):
+        with run_blocks(adapter, one_after_another(execution(device, chains, noise, part))):
             measured = perplexity(bench.model, parts[part])
         adapter.detach()
         record.add(key, run_of(measured), time.perf_counter() - started)
@@ -101,6 +98,13 @@ def _exact_run(study: str) -> dict[str, Any]:
     if key not in runs:
         raise FileNotFoundError(f"{study}.json has no run {key}; record it with: python -m cua.experiments {study}")
     return runs[key]
+
+
+def execution(device: str, chains: list[tuple[int, ...]], noise: DeviceNoise, seed: int) -> Execution:
+    """Of blocks on one of :data:`DEVICES`; the seed is that of the shots and of dealing the chains to blocks."""
+    plain = Execution(shots=SHOTS, places=deal(chains, seed), seed=seed)
+    mitigation = DEVICES[device]
+    return plain if mitigation is None else replace(plain, noise=noise, mitigation=mitigation)
 
 
 def one_after_another(execution: Execution) -> Callable[[NDArray[np.float64]], BlockRunner]:

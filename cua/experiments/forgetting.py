@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from cua.experiments.domains import TEXTS, WINDOWS, corpus, cut
-from cua.experiments.protocol import change_over_text, mean_interval
+from cua.experiments.protocol import change_over_text, mean_interval, percent_of_nats
 from cua.experiments.record import ADAPTERS, Record, adapter_digests
 from cua.experiments.trained import WIKITEXT, attached, trained_on_wikitext
 from cua.llm.domains import DOMAINS
@@ -103,10 +103,10 @@ def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for model, seeds in models.items():
         for text in TEXTS:
             name = f"{model}_on_{text.replace(' ', '_')}"
-            numbers[name] = _percent(changes[model][text])
+            numbers[name] = percent_of_nats(changes[model][text])
             pairs = [(run[text], {"nll": run[text]["base_nll"]}) for run in seeds]
             numbers[f"{name}_over_text"] = change_over_text(pairs)
-        numbers[f"{model}_elsewhere"] = _percent(_elsewhere(changes[model]))
+        numbers[f"{model}_elsewhere"] = percent_of_nats(_elsewhere(changes[model]))
         kl = [np.mean([sum(run[text]["kl"]) / run[text]["tokens"] for text in DOMAINS]) for run in seeds]
         numbers[f"{model}_kl"] = mean_interval(kl, "nats")
         for name, unit in (("angle", "degrees"), ("length", "1")):
@@ -114,8 +114,8 @@ def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
             numbers[f"{model}_{name}"] = mean_interval(values, unit)
     for size in ("1k", "6k", "25k"):
         ours, lora = (changes[f"{kind}_{size}"] for kind in ("cua", "lora"))
-        numbers[f"against_lora_{size}_elsewhere"] = _percent(_elsewhere(ours) - _elsewhere(lora))
-        numbers[f"against_lora_{size}_on_wikitext"] = _percent(np.subtract(ours["wikitext"], lora["wikitext"]))
+        numbers[f"against_lora_{size}_elsewhere"] = percent_of_nats(_elsewhere(ours) - _elsewhere(lora))
+        numbers[f"against_lora_{size}_on_wikitext"] = percent_of_nats(np.subtract(ours["wikitext"], lora["wikitext"]))
     return numbers
 
 
@@ -126,9 +126,3 @@ def _elsewhere(changes: dict[str, list[float]]) -> np.ndarray:
 def _nats(run: dict[str, Any]) -> float:
     """Change of the mean loss against the base model's."""
     return (sum(run["nll"]) - sum(run["base_nll"])) / run["tokens"]
-
-
-def _percent(nats: list[float] | np.ndarray) -> dict[str, Any]:
-    """Change of perplexity in per cent, of several changes of loss; the interval is over them."""
-    number = mean_interval(nats, "%")
-    return {key: value if key == "unit" else 100 * float(np.expm1(value)) for key, value in number.items()}

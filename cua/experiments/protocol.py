@@ -136,7 +136,12 @@ def change_over_text(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict
     """
     windows, tokens = len(pairs[0][0]["nll"]), pairs[0][0]["tokens"]
     losses = np.mean([np.array(run["nll"]) - np.array(base["nll"]) for run, base in pairs], axis=0) * windows / tokens
-    number = mean_interval(losses, "%")
+    return percent_of_nats(losses)
+
+
+def percent_of_nats(changes: list[float] | np.ndarray) -> dict[str, Any]:
+    """Changes of the mean loss as a change of perplexity in per cent; the 95 % interval is over them."""
+    number = mean_interval(changes, "%")
     return {key: value if key == "unit" else 100 * float(np.expm1(value)) for key, value in number.items()}
 
 

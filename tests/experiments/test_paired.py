@@ -81,7 +81,7 @@ def test_every_model_has_a_study_and_a_missing_adapter_is_named(monkeypatch, tmp
     assert set(benchmarks.EVERY) == set(BENCHMARKS)
     for study in STUDIES:
         assert all(every % benchmarks.EVERY[name] == 0 for name, every in study.every.items())
-    monkeypatch.setattr(record, "ADAPTERS", tmp_path)
+    monkeypatch.setattr(benchmarks, "ADAPTERS", tmp_path)
     lora = next(study for study in STUDIES if study.name == "benchmarks_lora_6k")
     with pytest.raises(FileNotFoundError, match=r"train it with: python -m cua\.experiments baselines"):
         lora.run()
