@@ -42,9 +42,15 @@ def mean_over_questions(values: ArrayLike, unit: str = "%", factor: float = 100.
 
 def mean_over_benchmarks(values: list[ArrayLike], unit: str = "%", factor: float = 100.0) -> dict[str, Any]:
     """Mean of the means over several sets of questions, drawn anew within each set; else as above."""
-    sets = [np.asarray(questions, dtype=float) for questions in values]
     rng = np.random.default_rng(0)
-    means = [np.mean([rng.choice(questions, len(questions)).mean() for questions in sets]) for _ in range(DRAWS)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    mean = np.mean([questions.mean() for questions in sets])
+    drawn = np.mean([_means_of_draws(np.asarray(questions), rng) for questions in values], axis=0)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    mean = np.mean([np.mean(questions) for questions in values])
     return {"value": factor * mean, "low": factor * low, "high": factor * high, "unit": unit}
+
+
+def _means_of_draws(questions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means of as many questions drawn with replacement: few values occur, so that drawing how often each does will do."""
+    values, counts = np.unique(questions, return_counts=True)
+    n = len(questions)
+    return rng.multinomial(n, counts / n, size=DRAWS) @ values / n
