@@ -1,6 +1,6 @@
 """Benchmarks, question by question: the base model, our adapters, exact and as circuits, and low-rank ones.
 
-One result each.  A study needs the base model's result before it can be finished: questions are compared one by one.
+One result each.  The base model comes first: every other study asks some of its questions, and compares one by one.
 """
 
 import hashlib
@@ -75,16 +75,19 @@ class BenchmarkStudy:
     every: dict[str, int] = field(default_factory=EVERY.copy)
 
     def run(self) -> dict[str, Any]:
-        """Every benchmark.
+        """Every benchmark that can be had; those that the base model was not asked are left out as well.
 
         Raises:
-            FileNotFoundError: if the adapter is missing, naming the experiment that trains it.
+            FileNotFoundError: if the adapter or the base model's result is missing, naming the experiment to run.
+            ValueError: if the base model's result is not complete.
         """
         digests = {} if self.adapter is None else adapter_digests([self.adapter], ADAPTERS)
         every = self.every
+        base = None if self.name == BASE else _asked_of_base(every)
         circuits = {"device": self.device, "mitigation": DEVICES[self.device], "shots": SHOTS} if self.device else {}
+        found = available(every if base is None else base)
+        here = {name: source for name, source in found.items() if not source.startswith("–")}
         model, tokenizer = load_model()
-        here = {name: source for name, source in available(every).items() if not source.startswith("–")}
         record = Record(
             {
                 "name": self.name,
@@ -115,15 +118,14 @@ class BenchmarkStudy:
             print(f"{self.name}, {name}: {time.perf_counter() - started:.0f} s", flush=True)
         if not record.has(*here):
             return record.result
-        base = None if self.name == BASE else same_questions(load_result(BASE), every)
         return record.finish(headline(record.result["runs"], base, every))
 
 
 def headline(runs: dict[str, Any], base: dict[str, Any] | None, every: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Accuracy on each benchmark, over questions; against the base model also the difference, and both directions.
 
-    "mean": over the benchmarks of :data:`METRICS`, if all are there; "some_mean": on every so many rows as in
-    :data:`SOME`.
+    "mean": over the benchmarks of :data:`METRICS` whose rows could be had, if all were wanted; "some_mean": the same on
+    every so many rows as in :data:`SOME`.
     """
     numbers = {}
     for name, run in runs.items():
@@ -141,10 +143,11 @@ def headline(runs: dict[str, Any], base: dict[str, Any] | None, every: dict[str,
                 numbers[f"{label}_corrected"] = point(corrected, "questions")
                 numbers[f"{label}_broken"] = point(broken, "questions")
                 numbers[f"{label}_p"] = point(p, "1")
-    if runs.keys() >= METRICS.keys():
+    if every.keys() >= METRICS.keys():
+        metrics = {name: metric for name, metric in METRICS.items() if name in runs}
         for label, rows in (("mean", every), ("some_mean", SOME)):
             mine, before = (
-                [unpacked(model[n][m])[:: rows[n] // every[n]] for n, m in METRICS.items()] if model else None
+                [unpacked(model[n][m])[:: rows[n] // every[n]] for n, m in metrics.items()] if model else None
                 for model in (runs, base)
             )
             numbers[label] = mean_over_benchmarks(mine)
@@ -152,6 +155,13 @@ def headline(runs: dict[str, Any], base: dict[str, Any] | None, every: dict[str,
                 differences = [now - then for now, then in zip(mine, before, strict=True)]
                 numbers[f"{label}_difference"] = mean_over_benchmarks(differences)
     return numbers
+
+
+def _asked_of_base(every: dict[str, int]) -> dict[str, Any]:
+    base = load_result(BASE)
+    if base["status"] != "complete":
+        raise ValueError(f"{BASE} is not complete; go on with: python -m cua.experiments {BASE}")
+    return same_questions(base, every)
 
 
 def same_questions(base: dict[str, Any], every: dict[str, int]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def mean_over_benchmarks(values: list[ArrayLike], unit: str = "%", factor: float
 
 
 def _means_of_draws(questions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Means of as many questions drawn with replacement: few values occur, so that drawing how often each does will do."""
+    """Means of as many questions drawn with replacement: few values occur, so how often each does is drawn."""
     values, counts = np.unique(questions, return_counts=True)
     n = len(questions)
     return rng.multinomial(n, counts / n, size=DRAWS) @ values / n

@@ -58,7 +58,7 @@ def test_a_headline_compares_question_by_question():
     assert numbers["mmlu_acc_difference"]["value"] == 25
     assert [numbers[f"mmlu_acc_{key}"]["value"] for key in ("corrected", "broken", "p")] == [2, 1, 1.0]
     assert numbers["wikitext_word_perplexity"]["value"] == pytest.approx(np.exp(1.8))
-    assert set(headline(mine, None, benchmarks.EVERY)) == {"mmlu_acc", "wikitext_word_perplexity"}
+    assert set(headline(mine, None, {"mmlu": 6, "wikitext": 3})) == {"mmlu_acc", "wikitext_word_perplexity"}
     assert unpacked("0110").tolist() == [0, 1, 1, 0]
 
 
@@ -73,7 +73,10 @@ def test_the_mean_of_a_headline_is_that_of_all_benchmarks_or_of_some_of_their_ro
     same = benchmarks.same_questions({"config": {"every": benchmarks.EVERY}, "runs": base}, benchmarks.SOME)
     again = headline(some, same, benchmarks.SOME)
     assert again["mean_difference"] == again["some_mean_difference"] == numbers["some_mean_difference"]
-    assert "mean" not in headline({"mmlu": mine["mmlu"]}, base, benchmarks.EVERY)
+    there = {name: run for name, run in mine.items() if name != "hellaswag"}
+    numbers = headline(there, base, benchmarks.EVERY)
+    assert numbers["mean_difference"]["value"] == pytest.approx(100 / 8 / 5), "HellaSwag could not be had"
+    assert "mean" not in headline({"mmlu": mine["mmlu"]}, base, {"mmlu": 6})
 
 
 def test_every_model_has_a_study_and_a_missing_adapter_is_named(monkeypatch, tmp_path):
@@ -85,6 +88,16 @@ def test_every_model_has_a_study_and_a_missing_adapter_is_named(monkeypatch, tmp
     lora = next(study for study in STUDIES if study.name == "benchmarks_lora_6k")
     with pytest.raises(FileNotFoundError, match=r"train it with: python -m cua\.experiments baselines"):
         lora.run()
+
+
+def test_the_base_model_comes_first(monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmarks, "load_result", lambda name: record.load_result(name, tmp_path))
+    study = next(study for study in STUDIES if study.name == "benchmarks_cua_6k")
+    with pytest.raises(FileNotFoundError, match=r"python -m cua\.experiments benchmarks_base"):
+        study.run()
+    (tmp_path / "benchmarks_base.json").write_text('{"status": "partial", "runs": {}}')
+    with pytest.raises(ValueError, match=r"not complete; go on with: python -m cua\.experiments benchmarks_base"):
+        study.run()
 
 
 def test_circuits_answer_some_of_the_base_models_questions(monkeypatch, tmp_path):
@@ -101,3 +114,5 @@ def test_circuits_answer_some_of_the_base_models_questions(monkeypatch, tmp_path
     after = circuits["runs"]["analogies"]["acc"]
     corrected = sum(b < a for b, a in zip(before, after, strict=True))
     assert circuits["headline"]["analogies_acc_corrected"]["value"] == corrected
+    more = replace(studies["benchmarks_cua_1k"], every={"analogies": 70, "arc_easy": 1}).run()
+    assert list(more["runs"]) == ["analogies"], "the base model was not asked the others"
