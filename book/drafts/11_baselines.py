@@ -147,7 +147,7 @@ for size in BUDGETS:
 # **Recorded** ({download}`baseline_cost.json <results/baseline_cost.json>`): time of a forward pass beside the bare
 # model's, of a training step beside that of our blocks, and the largest memory of a step, all at about 25,000
 # parameters, in turn in one process. Merged into the weights all but the copied signs cost nothing. And the mean
-# accuracy over the six benchmarks of chapter [10](10_benchmarks) at about 6,000 parameters, on a quarter of its
+# accuracy over the five benchmarks of chapter [10](10_benchmarks) at about 6,000 parameters, on a quarter of its
 # questions.
 
 # %%

@@ -11,13 +11,19 @@ from torch import nn
 import cua
 from cua import CUAConfig
 from cua.experiments import (
+    baseline_selection,
+    baselines,
+    benchmarks,
     block_readout,
     budget_circuits,
     compression,
     compression_rates,
+    domains,
+    forgetting,
     hardware,
     noise_frontier,
     placement,
+    two_questions,
 )
 from cua.experiments.bench import TEST_WINDOW, wikitext_splits
 from cua.experiments.budgets import BUDGETS, PROJECTIONS
@@ -25,6 +31,7 @@ from cua.experiments.noise_frontier import Case
 from cua.experiments.protocol import WikitextStudy, percent_change
 from cua.experiments.rate_selection import SELECTIONS
 from cua.experiments.record import ADAPTERS, RESULTS
+from cua.experiments.trained import attached
 from cua.experiments.v_proj import ALL_LAYERS, BLOCK_DIMENSIONS, BLOCK_SIZES, BOUNDED, ONE_LAYER
 from cua.hybrid import run_on_circuits
 from cua.llm.data import load_corpus, windows
@@ -43,7 +50,7 @@ COPIED = 0.02
 ALL_STUDIES = (ONE_LAYER, ALL_LAYERS, *BLOCK_SIZES, *BLOCK_DIMENSIONS, *BUDGETS)
 STUDIES = [study for study in ALL_STUDIES if (RESULTS / f"{study.name}.json").exists()]
 CHOOSING = [*(selection.name for selection in SELECTIONS), "v_proj_selection", "placement", "ideas", "distillation"]
-CHOOSING += [compression_rates.NAME]
+CHOOSING += [compression_rates.NAME, baseline_selection.NAME]
 
 needs_copy = pytest.mark.skipif(
     not os.environ.get("CUA_HUB_COPY"), reason="WikiText-2 is not at hand; name a hub copy in CUA_HUB_COPY"
@@ -194,6 +201,51 @@ def test_the_headline_of_the_budgets_on_circuits_follows_from_the_runs():
         studies = {study.name: recorded(study.name)["runs"] for study in BUDGETS}
         exact = {name: runs[f"exact-seed{budget_circuits.SEED}"] for name, runs in studies.items()}
         assert_same(result["headline"], budget_circuits.headline(result["runs"], exact, studies["budget_1k"]["base"]))
+
+
+@pytest.mark.parametrize("study", [baseline_selection, domains, forgetting], ids=lambda study: study.NAME)
+def test_the_headline_of_what_adapters_do_elsewhere_follows_from_the_runs(study):
+    result = recorded(study.NAME)
+    if result["status"] == "complete":
+        assert_same(result["headline"], study.headline(result["runs"]))
+
+
+def test_the_headline_of_the_two_questions_follows_from_the_answers():
+    result = recorded("two_questions")
+    answers = {label: row["answer"] for label, row in result["config"]["asked"].items()}
+    assert_same(result["headline"], two_questions.headline(result["runs"], answers))
+
+
+@pytest.mark.parametrize("study", benchmarks.STUDIES, ids=lambda study: study.name)
+def test_the_headline_of_a_benchmark_follows_from_the_answers(study):
+    result = recorded(study.name)
+    if result["status"] == "complete":
+        every = study.every
+        base = None if study.name == benchmarks.BASE else benchmarks.same_questions(recorded(benchmarks.BASE), every)
+        assert_same(result["headline"], benchmarks.headline(result["runs"], base, every))
+        assert result["config"]["left_out"] == [name for name in every if name not in result["runs"]]
+
+
+def test_the_headline_of_the_baselines_follows_from_their_runs_and_ours():
+    result = recorded("baselines")
+    if result["status"] == "complete":
+        sizes = zip(baseline_selection.BUDGETS, BUDGETS, strict=True)
+        ours = {label: recorded(study.name)["runs"] for label, study in sizes}
+        assert_same(result["headline"], baselines.headline(result["runs"], ours))
+
+
+@needs_copy
+@pytest.mark.parametrize("method", baseline_selection.METHODS)
+def test_a_window_of_every_baseline_gives_the_recorded_loss(method, embedded, test_windows):
+    result, (model, _) = recorded("baselines"), embedded
+    key = f"{method}/6k/seed0"
+    if key not in result["runs"]:
+        assert result["status"] == "partial"
+        pytest.skip(f"{key} is not recorded yet")
+    with attached(model, ADAPTERS / "baselines" / key) as adapter:
+        assert adapter.n_parameters == result["runs"][key]["parameters"]
+        found = perplexity(model, test_windows[1][:: baselines.EVERY][2:3]).nll[0]
+    assert found == pytest.approx(result["runs"][key]["nll"][2], abs=NATS)
 
 
 @pytest.mark.parametrize("study", [study for study in STUDIES if study.training.max_k_norm], ids=lambda s: s.name)
