@@ -3,8 +3,9 @@
 Every method gets what our blocks got (:mod:`.placement`, :mod:`.rate_selection`): the same training windows, one
 gradient to choose modules by, several projections to choose from, several learning rates.  A method's gradient is that
 of its own parameters as they start out; modules with the largest sum of absolute slopes for each of their parameters
-come first, as long as the budget lasts.  Each place is tried at one rate; at the best place the rate is halved and
-doubled for as long as that helps.
+come first, as long as the budget lasts.  Low-rank matrices start out in a random direction, and a module's slopes can
+change by a factor of five with it: theirs are means over several directions.  Each place is tried at one rate; at the
+best place the rate is halved and doubled for as long as that helps.
 
 BOFT is left out: without its CUDA extension PEFT has it with a single factor, which is OFT with trained scales.
 """
@@ -20,7 +21,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from cua.experiments.bench import GRADIENT_WINDOWS, Bench
-from cua.experiments.placement import EVERY, TRAINING
+from cua.experiments.placement import EVERY, PROJECTIONS, TRAINING
 from cua.experiments.protocol import percent_change, used
 from cua.experiments.record import Record, point
 from cua.llm.baselines import PeftAdapter
@@ -30,7 +31,8 @@ from cua.llm.prefix import SplitModel
 NAME = "baseline_selection"
 QUESTION = "Where does each method of PEFT lower held-out validation perplexity most, and at which learning rate?"
 BUDGETS = {"1k": 1000, "6k": 6144, "25k": 25920}  # parameters at most
-PLACES = (("v_proj",), ("down_proj",), ("v_proj", "o_proj", "down_proj"))
+PLACES = (("v_proj",), ("down_proj",), ("v_proj", "o_proj", "down_proj"), PROJECTIONS)
+DIRECTIONS = 16  # that the slopes of low-rank matrices are means over
 
 
 def _ia3(modules: list[str]) -> IA3Config:
@@ -51,10 +53,14 @@ def steepest(
 ) -> dict[str, tuple[float, int]]:
     """Sum of the absolute slopes, and number of the parameters, that a method has on each module, by its name.
 
-    Slopes are those of the mean loss over ``windows``, at the method's initial values with seed 0.
+    Slopes are those of the mean loss over ``windows``, at the method's initial values with seed 0; of low-rank matrices
+    the mean over :data:`DIRECTIONS`, which is had by as many ranks at once.
     """
     modules = [name for name, _ in model.named_modules() if name.endswith(tuple(places))]
-    adapter = PeftAdapter(model, METHODS[method](modules))
+    config = METHODS[method](modules)
+    if isinstance(config, LoraConfig):
+        config.r = config.lora_alpha = DIRECTIONS
+    adapter = PeftAdapter(model, config)
     try:
         split = SplitModel(model, 0)
         for ids in windows.split(1):
@@ -64,7 +70,8 @@ def steepest(
             module = next(m for m in modules if f".{m}." in f".{name}")
             slope, size = found[module]
             slopes = 0.0 if parameter.grad is None else parameter.grad.abs().sum().item()
-            found[module] = slope + slopes, size + parameter.numel()
+            ranks = DIRECTIONS if ".lora_A." in name or ".lora_B." in name else 1
+            found[module] = slope + slopes / ranks, size + parameter.numel() // ranks
         return found
     finally:
         adapter.detach()
@@ -89,7 +96,8 @@ def cells(slopes: dict[str, dict[str, tuple[float, int]]]) -> dict[str, tuple[st
                 mine = {name: value for name, value in everywhere.items() if name.endswith(place)}
                 modules = choose_modules(mine, budget)
                 if modules and (method, modules) not in found.values():
-                    found[f"{method}/{label}/{'+'.join(place)}"] = method, modules
+                    where = "all" if place == PROJECTIONS else "+".join(place)
+                    found[f"{method}/{label}/{where}"] = method, modules
     return found
 
 
@@ -108,6 +116,7 @@ def run() -> dict[str, Any]:
                 "methods": {name: settings(method(["v_proj"])) for name, method in METHODS.items()},
                 "budgets": BUDGETS,
                 "places": PLACES,
+                "directions": DIRECTIONS,
                 "gradient_windows": GRADIENT_WINDOWS,
                 "training": used(TRAINING),
                 "every": EVERY,

@@ -16,7 +16,8 @@ def windows() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_slopes_are_those_of_each_modules_own_parameters(frozen, windows, method):
+def test_slopes_are_those_of_each_modules_own_parameters(frozen, windows, method, monkeypatch):
+    monkeypatch.setattr(baseline_selection, "DIRECTIONS", 1)
     found = steepest(frozen, windows, method, ("v_proj", "down_proj"))
     assert len(found) == 2 * 4
     assert all(slope > 0 for slope, _ in found.values())
@@ -28,6 +29,32 @@ def test_slopes_are_those_of_each_modules_own_parameters(frozen, windows, method
         assert slope == pytest.approx(sum(p.grad.abs().sum().item() for p in mine if p.grad is not None), rel=1e-3)
     adapter.detach()
     assert not any(p.requires_grad for p in frozen.parameters())
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_slopes_of_low_rank_matrices_are_means_over_directions(frozen, windows, method, monkeypatch):
+    """Mean over many seeds of one direction, against many directions of one seed; the same size as one."""
+    several = {seed: _one_direction(frozen, windows, method, seed) for seed in range(80)}
+    monkeypatch.setattr(baseline_selection, "DIRECTIONS", 400)
+    for name, (slope, size) in steepest(frozen, windows, method, ("v_proj",)).items():
+        mine = [found[name] for found in several.values()]
+        assert {size} == {other for _, other in mine}
+        mean = sum(other for other, _ in mine) / len(mine)
+        assert slope == pytest.approx(mean, rel=0.15)
+        assert max(other for other, _ in mine) > 1.3 * min(other for other, _ in mine)
+
+
+def _one_direction(model, windows: torch.Tensor, method: str, seed: int) -> dict[str, tuple[float, int]]:
+    modules = [name for name, _ in model.named_modules() if name.endswith("v_proj")]
+    adapter = PeftAdapter(model, METHODS[method](modules), seed)
+    model(windows, labels=windows).loss.backward()
+    found = {}
+    for name in modules:
+        mine = [parameter for full, parameter in adapter.modules.items() if f".{name}." in f".{full}"]
+        slope = sum(p.grad.abs().sum().item() for p in mine if p.grad is not None)
+        found[name] = slope, sum(p.numel() for p in mine)
+    adapter.detach()
+    return found
 
 
 @pytest.mark.parametrize("method", METHODS)
