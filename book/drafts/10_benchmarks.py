@@ -43,6 +43,8 @@ if importlib.util.find_spec("cua") is None:
     sys.path.insert(0, "cua-book")
 
 # %%
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import false_discovery_control
@@ -170,6 +172,19 @@ plt.show()
 # %% [markdown]
 # TODO
 #
+# The paper shows two questions that were corrected. Here are **all** that blocks of 6,138 parameters corrected on MMLU, and
+# all that they broke, by their row in its test split (`cais/mmlu`, `all`); where the hub or a copy of it is at hand,
+# `rows_of("mmlu")[0][ROW]` shows one:
+
+# %% tags=["hide-output"]
+before, after = (
+    np.array(list(load_result(f"benchmarks_{model}")["runs"]["mmlu"]["acc"]), dtype=int) for model in ("base", "cua_6k")
+)
+for says, change in (("corrected", 1), ("broken", -1)):
+    numbers = base["config"]["every"]["mmlu"] * np.flatnonzero(after - before == change)
+    print(textwrap.fill(f"{len(numbers)} {says}: {', '.join(map(str, numbers))}", 88))
+
+# %% [markdown]
 # ## The same on circuits
 #
 # **Recorded**, for a part of the questions: every block of the adapter of 6,138 parameters as a circuit, its signs read

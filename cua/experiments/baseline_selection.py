@@ -4,8 +4,10 @@ Every method gets what our blocks got (:mod:`.placement`, :mod:`.rate_selection`
 gradient to choose modules by, several projections to choose from, several learning rates.  A method's gradient is that
 of its own parameters as they start out; modules with the largest sum of absolute slopes for each of their parameters
 come first, as long as the budget lasts.  Low-rank matrices start out in a random direction, and a module's slopes can
-change by a factor of five with it: theirs are means over several directions.  Each place is tried at one rate; at the
-best place the rate is halved and doubled for as long as that helps.
+change by a factor of five with it: theirs are means over several directions.
+
+Each place is tried with few steps at one rate, which moves blocks as far as ours were moved.  At the best place, with
+half the steps of the final runs and on more text, the rate is halved and doubled for as long as that helps.
 
 BOFT is left out: without its CUDA extension PEFT has it with a single factor, which is OFT with trained scales.
 """
@@ -23,16 +25,20 @@ from transformers import LlamaForCausalLM
 from cua.experiments.bench import GRADIENT_WINDOWS, Bench
 from cua.experiments.placement import EVERY, PROJECTIONS, TRAINING
 from cua.experiments.protocol import percent_change, used
+from cua.experiments.rate_selection import BUDGET as BUDGET_RATES
 from cua.experiments.record import Record, point
 from cua.llm.baselines import PeftAdapter
 from cua.llm.models import identity
 from cua.llm.prefix import SplitModel
+from cua.llm.train import TrainConfig
 
 NAME = "baseline_selection"
 QUESTION = "Where does each method of PEFT lower held-out validation perplexity most, and at which learning rate?"
 BUDGETS = {"1k": 1000, "6k": 6144, "25k": 25920}  # parameters at most
 PLACES = (("v_proj",), ("down_proj",), ("v_proj", "o_proj", "down_proj"), PROJECTIONS)
 DIRECTIONS = 16  # that the slopes of low-rank matrices are means over
+PACE = {"oft": 0.5}  # rates as a multiple of ours where not 1: the K of OFT is half of ours
+STEPS, FIRST_RATE = BUDGET_RATES.steps, 0.01  # of the search for a rate, which starts at our best
 
 
 def _ia3(modules: list[str]) -> IA3Config:
@@ -102,12 +108,12 @@ def cells(slopes: dict[str, dict[str, tuple[float, int]]]) -> dict[str, tuple[st
 
 
 def run() -> dict[str, Any]:
-    """Every place at one rate, then the best place of each method and budget at other rates; one seed."""
+    """Every place at one rate, then the best place of each method and budget at several rates; one seed."""
     full = Bench.prepare(test=False)
     train = full.tokens["train"]
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     tokens = {"train": train[order[: TRAINING.steps]], "selection": full.tokens["selection"][::EVERY]}
-    bench = Bench(full.model, tokens, full.data)
+    few = Bench(full.model, tokens, full.data)
     record = Record(
         {
             "name": NAME,
@@ -120,42 +126,48 @@ def run() -> dict[str, Any]:
                 "gradient_windows": GRADIENT_WINDOWS,
                 "training": used(TRAINING),
                 "every": EVERY,
+                "pace": PACE,
+                "rates": {"steps": STEPS, "first": FIRST_RATE},
             },
             "seeds": [TRAINING.seed],
-            "model": identity(bench.model),
-            "data": bench.data,
+            "model": identity(full.model),
+            "data": full.data,
         }
     )
     spread = train[torch.linspace(0, len(train) - 1, GRADIENT_WINDOWS).long()]
     slopes = {f"slopes/{method}": method for method in METHODS}
     for key in record.missing(slopes):
         started = time.perf_counter()
-        found = steepest(bench.model, spread, slopes[key], PLACES[-1])
+        found = steepest(full.model, spread, slopes[key], PLACES[-1])
         record.add(key, {"of": found}, time.perf_counter() - started)
         print(f"{key}: {len(found)} modules", flush=True)
     if not record.has(*slopes):
         return record.result
     work = cells({method: record.result["runs"][key]["of"] for key, method in slopes.items()})
 
-    def fit(key: str, cell: str, rate: float) -> None:
+    def measure(key: str, bench: Bench, cell: str = "", training: TrainConfig = TRAINING) -> None:
         started = time.perf_counter()
-        method, modules = work[cell]
-        training = replace(TRAINING, learning_rate=rate)
-        run = bench.fit_peft(METHODS[method](modules), training, "selection", 0) | {"rate": rate, "modules": modules}
-        record.add(key, run, time.perf_counter() - started)
-        print(f"{key}: {run['parameters']} parameters, perplexity {run['perplexity']:.3f}", flush=True)
-
-    for key in record.missing(["base", *work]):
-        if key == "base":
-            started = time.perf_counter()
-            record.add(key, bench.measure("selection", 0), time.perf_counter() - started)
+        if cell:
+            method, modules = work[cell]
+            run = bench.fit_peft(METHODS[method](modules), training, "selection", 0)
+            run |= {"rate": training.learning_rate, "modules": modules}
         else:
-            fit(key, key, TRAINING.learning_rate)
-    if not record.has("base", *work):
+            run = bench.measure("selection", 0)
+        record.add(key, run, time.perf_counter() - started)
+        print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
+
+    for key in record.missing(["base", "base-rate", *work]):
+        if key in work:
+            rate = TRAINING.learning_rate * PACE.get(work[key][0], 1)
+            measure(key, few, key, replace(TRAINING, learning_rate=rate))
+        else:
+            measure(key, few if key == "base" else full)
+    if not record.has("base", "base-rate", *work):
         return record.result
     while rest := next_rates(record.result["runs"]):
         for key in record.missing(rest):
-            fit(key, *rest[key])
+            cell, rate = rest[key]
+            measure(key, full, cell, replace(TRAINING, steps=STEPS, learning_rate=rate))
         if not record.has(*rest):
             return record.result
     return record.finish(headline(record.result["runs"]))
@@ -164,7 +176,6 @@ def run() -> dict[str, Any]:
 def settings(config: PeftConfig) -> dict[str, Any]:
     """What a method is set to, without what is the same for all and where it goes."""
     keys = ("r", "lora_alpha", "use_dora", "oft_block_size", "use_cayley_neumann", "d_initial")
-    keys += ("projection_prng_key",)
     return {"peft_type": str(config.peft_type.value)} | {k: getattr(config, k) for k in keys if hasattr(config, k)}
 
 
@@ -180,8 +191,8 @@ def best_places(runs: dict[str, Any]) -> dict[str, str]:
 
 
 def tried_rates(runs: dict[str, Any], cell: str) -> dict[float, dict[str, Any]]:
-    """The runs of one place by their rate."""
-    return {run["rate"]: run for key, run in runs.items() if key == cell or key.startswith(f"{cell}-rate")}
+    """The longer runs of one place by their rate."""
+    return {run["rate"]: run for key, run in runs.items() if key.startswith(f"{cell}-rate")}
 
 
 def best_rate(tried: dict[float, dict[str, Any]]) -> float:
@@ -192,10 +203,10 @@ def best_rate(tried: dict[float, dict[str, Any]]) -> float:
 def next_rates(runs: dict[str, Any]) -> dict[str, tuple[str, float]]:
     """Place and rate of the runs to be made next: half and twice the best rate so far, until both have been tried."""
     wanted = {}
-    for cell in best_places(runs).values():
+    for label, cell in best_places(runs).items():
         tried = tried_rates(runs, cell)
-        best = best_rate(tried)
-        wanted |= {f"{cell}-rate{rate}": (cell, rate) for rate in (best / 2, best * 2) if rate not in tried}
+        best = best_rate(tried) if tried else FIRST_RATE * PACE.get(label.partition("/")[0], 1)
+        wanted |= {f"{cell}-rate{rate}": (cell, rate) for rate in (best, best / 2, best * 2) if rate not in tried}
     return wanted
 
 
@@ -208,5 +219,5 @@ def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
         name = label.replace("/", "_")
         numbers[f"{name}_parameters"] = point(runs[cell]["parameters"], "parameters")
         numbers[f"{name}_rate"] = point(rate, "1")
-        numbers[f"{name}_change"] = point(percent_change(tried[rate], runs["base"]), "%")
+        numbers[f"{name}_change"] = point(percent_change(tried[rate], runs["base-rate"]), "%")
     return numbers

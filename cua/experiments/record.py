@@ -26,7 +26,14 @@ RESULTS = RECORDS / "results"
 ADAPTERS = RECORDS / "adapters"
 _CODE = ("cua", "pyproject.toml", "requirements.txt")  # results that are being written are no change of it
 _PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy", "gensim")
-_QUANTUM_PACKAGES = ("qiskit", "qiskit-aer", "qiskit-ibm-runtime")  # not in the first results
+_LATER_PACKAGES = (
+    "qiskit",
+    "qiskit-aer",
+    "qiskit-ibm-runtime",
+    "peft",
+    "lm-eval",
+    "sacremoses",
+)  # not in first results
 
 _NUMBER = {"type": ["number", "null"]}
 SCHEMA = {
@@ -230,7 +237,7 @@ def _device() -> str:
 
 def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {
-        p: importlib.metadata.version(p) for p in _PACKAGES + _QUANTUM_PACKAGES
+        p: importlib.metadata.version(p) for p in _PACKAGES + _LATER_PACKAGES
     }
 
 

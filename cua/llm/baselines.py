@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import PeftConfig, PeftModel, VeraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaForCausalLM
 
@@ -17,10 +17,12 @@ class PeftAdapter:
     Args:
         model: any Llama-family model; its layers are wrapped in place, its own weights frozen.
         config: of PEFT, for example ``LoraConfig(r=1, target_modules=["v_proj"])``.
-        seed: of the adapter's initial values, where they are random.
+        seed: of the adapter's initial values, and of VeRA's frozen matrices, where they are random.
     """
 
     def __init__(self, model: LlamaForCausalLM, config: PeftConfig, seed: int = 0) -> None:
+        if isinstance(config, VeraConfig):  # which would draw with this key whatever the seed
+            config.projection_prng_key = seed
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self._wrap(model, get_peft_model(model, config))

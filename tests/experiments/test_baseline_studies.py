@@ -96,20 +96,25 @@ def _run(perplexity: float, rate: float = 0.02) -> dict:
 
 
 def test_rates_are_halved_and_doubled_until_neither_helps():
-    runs = {"slopes/ia3": {"of": {}}, "base": _run(30.0)}
+    runs = {"slopes/ia3": {"of": {}}, "base": _run(30.0), "base-rate": _run(32.0)}
     runs |= {"ia3/1k/v_proj": _run(28.0), "ia3/1k/o_proj": _run(29.0)}
     assert best_places(runs) == {"ia3/1k": "ia3/1k/v_proj"}
-    perplexity = {0.005: 28.2, 0.01: 28.1, 0.04: 27.0, 0.08: 26.0, 0.16: 26.5}
+    perplexity = {0.005: 28.2, 0.01: 28.1, 0.02: 27.4, 0.04: 27.0, 0.08: 26.0, 0.16: 26.5}
     rounds = []
     while wanted := next_rates(runs):
         rounds.append({rate for _, rate in wanted.values()})
         for key, (cell, rate) in wanted.items():
             assert key == f"{cell}-rate{rate}"
             runs[key] = _run(perplexity[rate], rate)
-    assert rounds == [{0.01, 0.04}, {0.08}, {0.16}]
+    assert rounds == [{0.005, 0.01, 0.02}, {0.04}, {0.08}, {0.16}]
     numbers = baseline_selection.headline(runs)
     assert numbers["ia3_1k_rate"]["value"] == 0.08
-    assert numbers["ia3_1k_change"]["value"] == pytest.approx(100 * (26 / 30 - 1))
+    assert numbers["ia3_1k_change"]["value"] == pytest.approx(100 * (26 / 32 - 1)), "longer runs, on more text"
+
+
+def test_rates_of_oft_are_half_of_ours():
+    runs = {"base": _run(30.0), "oft/1k/v_proj": _run(28.0, 0.01)}
+    assert {rate for _, rate in next_rates(runs).values()} == {0.0025, 0.005, 0.01}
 
 
 def test_headline_compares_on_the_same_windows():

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from peft import LoraConfig, OFTConfig
+from peft import LoraConfig, OFTConfig, VeraConfig
 
 from cua import CUAConfig, attach
 from cua.llm.baselines import PeftAdapter
@@ -59,6 +59,23 @@ def test_seeds_are_of_the_adapter_and_of_nothing_else(make_llama):
     drawn = torch.get_rng_state()
     PeftAdapter(model, LoraConfig(**LORA), 5)
     assert torch.equal(torch.get_rng_state(), drawn)
+
+
+def test_seeds_change_the_frozen_matrices_of_vera_and_a_saved_one_brings_its_own_back(make_llama, ids, tmp_path):
+    outputs = []
+    for seed in (0, 0, 1):
+        model = make_llama()
+        adapter = PeftAdapter(model, VeraConfig(r=8, target_modules=["v_proj"], save_projection=False), seed)
+        with torch.no_grad():
+            for parameter in adapter.parameters():
+                parameter.fill_(0.5)
+            outputs.append(model(ids).logits)
+    assert torch.equal(outputs[0], outputs[1])
+    assert not torch.allclose(outputs[0], outputs[2], atol=1e-3)
+    adapter.save(tmp_path)
+    fresh = make_llama()
+    PeftAdapter.load(fresh, tmp_path)
+    assert torch.equal(fresh(ids).logits, outputs[2])
 
 
 def test_pefts_oft_and_ours_learn_the_same(make_llama, windows):
