@@ -4,7 +4,8 @@ Every method gets what our blocks got (:mod:`.placement`, :mod:`.rate_selection`
 gradient to choose modules by, several projections to choose from, several learning rates.  A method's gradient is that
 of its own parameters as they start out; modules with the largest sum of absolute slopes for each of their parameters
 come first, as long as the budget lasts.  Low-rank matrices start out in a random direction, and a module's slopes can
-change by a factor of five with it: theirs are means over several directions.
+change by a factor of five with it: theirs are means over several directions.  A first search had them from one; what it
+chose is kept as a candidate where it chose otherwise ("-one").
 
 Each place is tried with few steps at one rate, which moves blocks as far as ours were moved.  At the best place, with
 half the steps of the final runs and on more text, the rate is halved and doubled for as long as that helps.
@@ -55,17 +56,17 @@ METHODS: dict[str, Callable[[list[str]], PeftConfig]] = {
 
 
 def steepest(
-    model: LlamaForCausalLM, windows: Tensor, method: str, places: Iterable[str]
+    model: LlamaForCausalLM, windows: Tensor, method: str, places: Iterable[str], directions: int = DIRECTIONS
 ) -> dict[str, tuple[float, int]]:
     """Sum of the absolute slopes, and number of the parameters, that a method has on each module, by its name.
 
     Slopes are those of the mean loss over ``windows``, at the method's initial values with seed 0; of low-rank matrices
-    the mean over :data:`DIRECTIONS`, which is had by as many ranks at once.
+    the mean over ``directions``, which is had by as many ranks at once.
     """
     modules = [name for name, _ in model.named_modules() if name.endswith(tuple(places))]
     config = METHODS[method](modules)
     if isinstance(config, LoraConfig):
-        config.r = config.lora_alpha = DIRECTIONS
+        config.r = config.lora_alpha = directions
     adapter = PeftAdapter(model, config)
     try:
         split = SplitModel(model, 0)
@@ -76,7 +77,7 @@ def steepest(
             module = next(m for m in modules if f".{m}." in f".{name}")
             slope, size = found[module]
             slopes = 0.0 if parameter.grad is None else parameter.grad.abs().sum().item()
-            ranks = DIRECTIONS if ".lora_A." in name or ".lora_B." in name else 1
+            ranks = directions if ".lora_A." in name or ".lora_B." in name else 1
             found[module] = slope + slopes / ranks, size + parameter.numel() // ranks
         return found
     finally:
@@ -94,15 +95,20 @@ def choose_modules(slopes: dict[str, tuple[float, int]], budget: int) -> list[st
 
 
 def cells(slopes: dict[str, dict[str, tuple[float, int]]]) -> dict[str, tuple[str, list[str]]]:
-    """Method and modules by ``METHOD/BUDGET/PLACE``: places where a module fits, those with the same modules once."""
+    """Method and modules by ``METHOD/BUDGET/PLACE``: places where a module fits, those with the same modules once.
+
+    Args:
+        slopes: of every module that they are known for, by METHOD or METHOD-one.
+    """
     found: dict[str, tuple[str, list[str]]] = {}
-    for method, everywhere in slopes.items():
+    for name, everywhere in slopes.items():
+        method, _, one = name.partition("-")
         for label, budget in BUDGETS.items():
             for place in PLACES:
-                mine = {name: value for name, value in everywhere.items() if name.endswith(place)}
+                mine = {module: value for module, value in everywhere.items() if module.endswith(place)}
                 modules = choose_modules(mine, budget)
                 if modules and (method, modules) not in found.values():
-                    where = "all" if place == PROJECTIONS else "+".join(place)
+                    where = ("all" if place == PROJECTIONS else "+".join(place)) + (one and "-one")
                     found[f"{method}/{label}/{where}"] = method, modules
     return found
 
@@ -135,15 +141,16 @@ def run() -> dict[str, Any]:
         }
     )
     spread = train[torch.linspace(0, len(train) - 1, GRADIENT_WINDOWS).long()]
-    slopes = {f"slopes/{method}": method for method in METHODS}
+    slopes = {f"slopes/{method}": (method, PLACES[-1], DIRECTIONS) for method in METHODS}
+    slopes |= {f"slopes/{method}-one": (method, PLACES[-2], 1) for method in ("lora", "dora")}
     for key in record.missing(slopes):
         started = time.perf_counter()
-        found = steepest(full.model, spread, slopes[key], PLACES[-1])
+        found = steepest(full.model, spread, *slopes[key])
         record.add(key, {"of": found}, time.perf_counter() - started)
         print(f"{key}: {len(found)} modules", flush=True)
     if not record.has(*slopes):
         return record.result
-    work = cells({method: record.result["runs"][key]["of"] for key, method in slopes.items()})
+    work = cells({key.removeprefix("slopes/"): record.result["runs"][key]["of"] for key in slopes})
 
     def measure(key: str, bench: Bench, cell: str = "", training: TrainConfig = TRAINING) -> None:
         started = time.perf_counter()

@@ -1,8 +1,10 @@
 """The two questions of MMLU that the paper shows, in full: every option, every seed, and adapters that learned nothing.
 
 Two ways to ask: as the harness does, for the letter of the answer, and for the answer itself.  What a sampled answer
-would be is computed, not sampled: at temperature T the options have the probabilities p^(1/T)/Z, among themselves.
-The random adapters have the trained one's components and, block by block, its |K|, in directions drawn at random.
+would be is computed, not sampled: at temperature T a model says an option with the product of its tokens' probabilities
+softmax(logits / T), and what is reported is that among the four options, and their sum.
+The random adapters have the trained one's components.  "random" turns every block as far as training did, in a
+direction drawn at random; "matched" so far that the model's predictions change as much as by training.
 """
 
 import time
@@ -13,30 +15,35 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
+from cua.experiments.domains import corpus, cut
 from cua.experiments.protocol import mean_interval
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, digest, point
-from cua.experiments.trained import WIKITEXT, attached, trained_on_wikitext
+from cua.experiments.trained import WIKITEXT, attached, divergence, final_states, matched_scale, trained_on_wikitext
 from cua.llm.benchmarks import rows_of
 from cua.llm.models import identity, load_model
 
 NAME = "two_questions"
 QUESTION = "Are the two corrected questions of MMLU that the paper shows evidence for an adapter?"
 ASKED = {"rings": "Which of the jovian planets have rings?", "gene flow": "Gene flow between populations results in"}
-SEEDS, RANDOM = (0, 1, 2, 3, 4), 10
+SEEDS, RANDOM, WINDOWS = (0, 1, 2, 3, 4), 10, 4  # draws; windows of Wikipedia on which predictions change as much
+PATTERN = "cua_6k/seed0"  # whose blocks are turned in random directions
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
-def loglikelihood(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> float:
-    """Log-probability of the answer's tokens after the prompt, in nats."""
+def loglikelihood(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str
+) -> dict[str, float]:
+    """Log-probability of the answer's tokens after the prompt, in nats, by the temperature that they are sampled at."""
     start = len(tokenizer(prompt).input_ids)
     ids = tokenizer(prompt + answer, return_tensors="pt").input_ids
     with torch.no_grad():
-        log_p = model(ids).logits[0, :-1].log_softmax(-1)
-    return log_p.gather(-1, ids[0, 1:, None])[start - 1 :].sum().item()
+        logits = model(ids).logits[0, start - 1 : -1]
+    at = {t: (logits / t).log_softmax(-1).gather(-1, ids[0, start:, None]).sum().item() for t in TEMPERATURES}
+    return {str(t): round(value, 5) for t, value in at.items()}
 
 
-def ask(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> dict[str, list[float]]:
-    """Log-probability of each option of a question, as "letter" and as "text"."""
+def ask(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> dict[str, Any]:
+    """Log-probability of each option of a question by temperature, as "letter" and as "text"."""
     subject, question = row["subject"].replace("_", " "), row["question"].strip()
     listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
     prompt = (
@@ -48,11 +55,16 @@ def ask(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, row: dict[s
     }
 
 
-def probability(loglikelihoods: list[float], answer: int, temperature: float) -> float:
+def probability(options: list[dict[str, float]], answer: int, temperature: float) -> float:
     """Of one option among all, sampled at a temperature."""
-    scaled = np.array(loglikelihoods) / temperature
+    scaled = np.array([option[str(temperature)] for option in options])
     weights: NDArray[np.float64] = np.exp(scaled - scaled.max())
     return float(weights[answer] / weights.sum())
+
+
+def said(options: list[dict[str, float]], temperature: float) -> float:
+    """Probability of any of the options, sampled at a temperature; the rest is all else that a model may say."""
+    return float(np.exp([option[str(temperature)] for option in options]).sum())
 
 
 def run() -> dict[str, Any]:
@@ -61,48 +73,72 @@ def run() -> dict[str, Any]:
     Raises:
         FileNotFoundError: if an adapter is missing, naming the experiment that trains it.
     """
+    paths = trained_on_wikitext(SEEDS)
+    digests = adapter_digests(paths.values())
     model, tokenizer = load_model()
     rows, source = rows_of("mmlu")
     asked = {label: next(row for row in rows if row["question"] == text) for label, text in ASKED.items()}
-    paths = trained_on_wikitext(SEEDS)
+    text = corpus("wikipedia", "test")
+    windows = cut(tokenizer, text, WINDOWS)
     record = Record(
         {
             "name": NAME,
             "question": QUESTION,
-            "config": {"asked": asked, "random": RANDOM, "adapters_sha256": adapter_digests(paths.values())},
+            "config": {"asked": asked, "random": RANDOM, "windows": WINDOWS, "adapters_sha256": digests},
             "seeds": SEEDS,
             "model": identity(model),
-            "data": {"mmlu": {"source": source, "sha256": digest(list(asked.values()))}},
+            "data": {
+                "mmlu": {"source": source, "sha256": digest(list(asked.values()))},
+                "wikipedia": text.provenance(),
+            },
         }
     )
-    random = {f"random/{draw}": (paths["cua_6k/seed0"], draw) for draw in range(RANDOM)}
-    work: dict[str, tuple[str, int | None]] = {key: (path, None) for key, path in paths.items()} | random
-    for key in record.missing(["base", *work]):
+    before = final_states(model, windows)
+    random = [f"{kind}/{draw}" for kind in ("random", "matched") for draw in range(RANDOM)]
+    for key in record.missing(["base", *paths, *random]):
         started = time.perf_counter()
         if key == "base":
-            answers = {label: ask(model, tokenizer, row) for label, row in asked.items()}
+            run = {label: ask(model, tokenizer, row) for label, row in asked.items()}
         else:
-            path, draw = work[key]
-            with attached(model, ADAPTERS / path, draw):
-                answers = {label: ask(model, tokenizer, row) for label, row in asked.items()}
-        record.add(key, answers, time.perf_counter() - started)
-    if not record.has("base", *work):
+            kind, _, draw = key.partition("/")
+            folder, options = ADAPTERS / paths.get(key, paths[PATTERN]), {}
+            if key in random:
+                scale = 1.0 if kind == "random" else matched_scale(model, folder, int(draw), windows)
+                options = {"draw": int(draw), "scale": scale}
+            with attached(model, folder, **options):
+                run = {label: ask(model, tokenizer, row) for label, row in asked.items()}
+                run |= options | {"kl": divergence(model, before, windows)}
+        record.add(key, run, time.perf_counter() - started)
+        print(f"{key}: {time.perf_counter() - started:.0f} s", flush=True)
+    if not record.has("base", *paths, *random):
         return record.result
     return record.finish(headline(record.result["runs"], {label: row["answer"] for label, row in asked.items()}))
 
 
 def headline(runs: dict[str, Any], answers: dict[str, int]) -> dict[str, dict[str, Any]]:
-    """Probability of the right option in per cent, by question, way of asking, temperature and model; over seeds."""
+    """Of each model: probability of the right option by question, way of asking and temperature, in per cent.
+
+    The mean over seeds with its interval; of random adapters the mean with the smallest and the largest of all.
+    "right": how many of them give the right option the highest probability; "said": probability of any option at
+    temperature 1; "kl": divergence of their predictions from the base model's.
+    """
     models = {"base": ["base"], **{model: [f"{model}/seed{seed}" for seed in SEEDS] for model in WIKITEXT}}
-    models["random"] = [f"random/{draw}" for draw in range(RANDOM)]
+    models |= {kind: [f"{kind}/{draw}" for draw in range(RANDOM)] for kind in ("random", "matched")}
     numbers = {}
-    for label, answer in answers.items():
-        for way in ("letter", "text"):
-            for model, keys in models.items():
-                name = f"{label.replace(' ', '_')}_{way}_{model}"
-                right = [int(np.argmax(runs[key][label][way]) == answer) for key in keys]
+    for model, keys in models.items():
+        summary = _range if model in ("random", "matched") else mean_interval
+        if model != "base":
+            numbers[f"{model}_kl"] = summary([runs[key]["kl"] for key in keys], "nats")
+        for label, answer in answers.items():
+            for way in ("letter", "text"):
+                name, options = f"{label.replace(' ', '_')}_{way}_{model}", [runs[key][label][way] for key in keys]
+                right = [int(np.argmax([option["1.0"] for option in each])) == answer for each in options]
                 numbers[f"{name}_right"] = point(sum(right), "models")
+                numbers[f"{name}_said"] = summary([100 * said(each, 1.0) for each in options], "%")
                 for t in TEMPERATURES:
-                    values = [100 * probability(runs[key][label][way], answer, t) for key in keys]
-                    numbers[f"{name}_{t}"] = mean_interval(values, "%")
+                    numbers[f"{name}_{t}"] = summary([100 * probability(each, answer, t) for each in options], "%")
     return numbers
+
+
+def _range(values: list[float], unit: str) -> dict[str, Any]:
+    return {"value": float(np.mean(values)), "low": min(values), "high": max(values), "unit": unit}

@@ -16,9 +16,8 @@ def windows() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_slopes_are_those_of_each_modules_own_parameters(frozen, windows, method, monkeypatch):
-    monkeypatch.setattr(baseline_selection, "DIRECTIONS", 1)
-    found = steepest(frozen, windows, method, ("v_proj", "down_proj"))
+def test_slopes_are_those_of_each_modules_own_parameters(frozen, windows, method):
+    found = steepest(frozen, windows, method, ("v_proj", "down_proj"), 1)
     assert len(found) == 2 * 4
     assert all(slope > 0 for slope, _ in found.values())
     adapter = PeftAdapter(frozen, METHODS[method](list(found)))
@@ -32,11 +31,10 @@ def test_slopes_are_those_of_each_modules_own_parameters(frozen, windows, method
 
 
 @pytest.mark.parametrize("method", ["lora", "dora"])
-def test_slopes_of_low_rank_matrices_are_means_over_directions(frozen, windows, method, monkeypatch):
+def test_slopes_of_low_rank_matrices_are_means_over_directions(frozen, windows, method):
     """Mean over many seeds of one direction, against many directions of one seed; the same size as one."""
     several = {seed: _one_direction(frozen, windows, method, seed) for seed in range(80)}
-    monkeypatch.setattr(baseline_selection, "DIRECTIONS", 400)
-    for name, (slope, size) in steepest(frozen, windows, method, ("v_proj",)).items():
+    for name, (slope, size) in steepest(frozen, windows, method, ("v_proj",), 400).items():
         mine = [found[name] for found in several.values()]
         assert {size} == {other for _, other in mine}
         mean = sum(other for other, _ in mine) / len(mine)
@@ -86,6 +84,19 @@ def test_places_with_the_same_modules_are_tried_once():
     for key, (_, modules) in found.items():
         spent = sum(_SIZES[name.rpartition(".")[2]] for name in modules)
         assert spent <= baseline_selection.BUDGETS[key.split("/")[1]]
+
+
+def test_what_slopes_in_one_direction_choose_is_a_candidate_where_it_is_another():
+    many = {f"layers.{i}.v_proj": (10.0 - i, 768) for i in range(30)}
+    one = many | {"layers.7.v_proj": (20.0, 768)}
+    found = cells({"lora": many, "lora-one": one})
+    assert found["lora/1k/v_proj"] == ("lora", ["layers.0.v_proj"])
+    assert found["lora/1k/v_proj-one"] == ("lora", ["layers.7.v_proj"])
+    assert "lora/25k/v_proj-one" not in found, "all thirty fit"
+    runs = {"lora/1k/v_proj": _run(30.0), "lora/1k/v_proj-one": _run(29.0), "lora/1k/v_proj-one-rate0.01": _run(28.0)}
+    assert best_places(runs) == {"lora/1k": "lora/1k/v_proj-one"}
+    assert not baseline_selection.tried_rates(runs, "lora/1k/v_proj")
+    assert set(baseline_selection.tried_rates(runs, "lora/1k/v_proj-one")) == {0.02}
 
 
 _SIZES = {"v_proj": 768, "o_proj": 1152, "down_proj": 2112}

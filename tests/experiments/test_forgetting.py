@@ -11,7 +11,7 @@ from cua import CUAConfig
 from cua.experiments import forgetting
 from cua.experiments.domains import TEXTS
 from cua.experiments.forgetting import compare, headline
-from cua.experiments.trained import WIKITEXT, attached, trained_on_wikitext
+from cua.experiments.trained import WIKITEXT, attached, divergence, final_states, matched_scale, trained_on_wikitext
 from cua.llm.baselines import PeftAdapter
 from cua.llm.domains import DOMAINS
 from cua.llm.evaluate import perplexity
@@ -36,6 +36,30 @@ def test_random_adapters_turn_as_far_in_other_directions(llama, ids, tmp_path):
     assert torch.equal(*found[0])
     assert not torch.allclose(found[0][0], found[1][0], atol=0.1)
     assert torch.equal(llama(ids).logits, before)
+
+
+def test_random_adapters_change_predictions_as_much_at_the_matched_scale(llama, tmp_path):
+    adapter = cua.attach(llama, CUAConfig())
+    with torch.no_grad():
+        for module in adapter.modules.values():
+            module.theta.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+    cua.save(adapter, tmp_path / "trained")
+    adapter.detach()
+    windows = torch.randint(97, (2, 16), generator=torch.Generator().manual_seed(1))
+    before = final_states(llama, windows)
+    assert divergence(llama, before, windows) == pytest.approx(0, abs=1e-5)
+    with attached(llama, tmp_path / "trained"):
+        wanted = divergence(llama, before, windows)
+        log_p, log_q = (
+            (h @ llama.lm_head.weight.T).log_softmax(-1) for h in map(torch.cat, (before, final_states(llama, windows)))
+        )
+        kl = (log_p.exp() * (log_p - log_q)).sum(-1)[:, :-1]
+        assert wanted == pytest.approx(kl.mean().item(), rel=1e-3)
+    scale = matched_scale(llama, tmp_path / "trained", 5, windows)
+    with attached(llama, tmp_path / "trained", 5, scale):
+        assert divergence(llama, before, windows) == pytest.approx(wanted, rel=0.03)
+    with pytest.raises(ValueError, match=r"draw 5 of .* diverges by .* were wanted"):
+        matched_scale(llama, tmp_path / "trained", 5, windows, steps=1)
 
 
 def test_an_adapter_of_peft_is_attached_and_taken_off(make_llama, ids, tmp_path):
