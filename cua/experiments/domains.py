@@ -1,7 +1,8 @@
-"""Adapters of 6,138 parameters trained on one text each, and measured on all others.
+"""Adapters of 6,138 parameters trained on one text each, and measured on all others, sixty steps at one rate.
 
-The texts are of several domains, WikiText in plain clothes among them and Wikipedia articles in WikiText's: those two
-tell what is said from how it is written.  Adapters trained on WikiText itself are measured by :mod:`.forgetting`.
+The texts are of several domains, and WikiText as well as other Wikipedia articles in WikiText's clothes and in plain
+ones: those four tell what is said from how it is written.  Adapters trained on WikiText for longer, and of other sizes
+and kinds, are measured by :mod:`.forgetting`.
 """
 
 import time
@@ -18,40 +19,66 @@ from cua.experiments.placement import TRAINING
 from cua.experiments.protocol import change_over_text, chosen_groups, mean_interval, percent_change, used
 from cua.experiments.record import Record, point
 from cua.llm.data import Corpus, load_corpus, windows
-from cua.llm.domains import DOMAINS, load_domain, to_plain, to_wikitext
+from cua.llm.domains import DOMAINS, formatting, load_domain, to_plain, to_wikitext
 from cua.llm.models import identity, load_model
 
 NAME = "domains"
 QUESTION = "What does an adapter learn from a text, its subject or its way of writing, and where else does that help?"
 SEEDS, WINDOWS = (0, 1, 2), 16  # windows at most of each text, spread evenly
 STUDY = BUDGETS[1]
-TEXTS = ("wikitext", "wikitext in plain", *DOMAINS, "wikipedia in wikitext")
+CLOTHES = ("wikitext", "wikitext in plain", "wikipedia in wikitext", "wikipedia in plain")
+ELSEWHERE = tuple(domain for domain in DOMAINS if domain != "wikipedia")
+TEXTS = (*CLOTHES, *ELSEWHERE)
 
 
 def corpus(text: str, split: str) -> Corpus:
-    """ "train" or "test" of one of :data:`TEXTS`; WikiText's train split is that of :func:`wikitext_splits`."""
+    """ "train" or "test" of one of :data:`TEXTS`; WikiText's train split is that of :func:`wikitext_splits`.
+
+    Plain clothes are what is left when WikiText's are taken off; Wikipedia articles, which have marks of their own, are
+    put into WikiText's first.
+    """
     name, _, clothes = text.partition(" in ")
     if name == "wikitext":
         found = wikitext_splits()["train"] if split == "train" else load_corpus("wikitext-2", split)
     else:
         found = load_domain(name, split)
-    change = {"": str, "plain": to_plain, "wikitext": to_wikitext}[clothes]
-    return replace(found, name=text, documents=tuple(change(document) for document in found.documents))
+    documents = found.documents
+    if name == "wikipedia" and clothes:
+        documents = tuple(map(to_wikitext, documents))
+    if clothes == "plain":
+        documents = tuple(map(to_plain, documents))
+    return replace(found, name=text, documents=documents)
 
 
 def cut(tokenizer: PreTrainedTokenizerBase, text: Corpus, most: int | None = None) -> Tensor:
     """Windows of a corpus, spread evenly where there are more than ``most``."""
-    found = windows(tokenizer, text.text, TRAIN_WINDOW)
-    if most is None or len(found) <= most:
-        return found
-    return found[torch.linspace(0, len(found) - 1, most).long()]
+    return _spread(windows(tokenizer, text.text, TRAIN_WINDOW), most)
+
+
+def cut_formatting(tokenizer: PreTrainedTokenizerBase, text: Corpus, most: int | None = None) -> Tensor:
+    """Which tokens of :func:`cut` are formatting, of a text in WikiText's clothes: ``(windows, T)``, bool.
+
+    Those without a letter or digit that have a character which plain clothes do without.
+    """
+    marks = formatting(text.text)
+    spans = tokenizer(text.text, add_special_tokens=False, verbose=False, return_offsets_mapping=True).offset_mapping
+    found = [any(marks[a:b]) and not any(c.isalnum() for c in text.text[a:b]) for a, b in spans]
+    return _spread(torch.tensor(found[: len(found) // TRAIN_WINDOW * TRAIN_WINDOW]).view(-1, TRAIN_WINDOW), most)
+
+
+def _spread(rows: Tensor, most: int | None) -> Tensor:
+    if most is None or len(rows) <= most:
+        return rows
+    return rows[torch.linspace(0, len(rows) - 1, most).long()]
 
 
 def run() -> dict[str, Any]:
     """The base model and an adapter for every text and seed, each on every text."""
     model, tokenizer = load_model()
-    tests = {text: corpus(text, "test") for text in TEXTS}
+    tests, trains = ({text: corpus(text, split) for text in TEXTS} for split in ("test", "train"))
     tokens = {text: cut(tokenizer, found, WINDOWS) for text, found in tests.items()}
+    data = {text: found.provenance() for text, found in tests.items()}
+    data |= {f"{text}, train": found.provenance() for text, found in trains.items()}
     record = Record(
         {
             "name": NAME,
@@ -64,7 +91,7 @@ def run() -> dict[str, Any]:
             },
             "seeds": SEEDS,
             "model": identity(model),
-            "data": {text: found.provenance() for text, found in tests.items()},
+            "data": data,
         }
     )
     trained = {f"{text}/seed{seed}": (text, seed) for text in TEXTS for seed in SEEDS}
@@ -74,7 +101,7 @@ def run() -> dict[str, Any]:
         if key in trained:
             text, seed = trained[key]
             if text not in benches:
-                benches = {text: Bench(model, tokens | {"train": cut(tokenizer, corpus(text, "train"))}, {})}
+                benches = {text: Bench(model, tokens | {"train": cut(tokenizer, trains[text])}, {})}
             run = _fit(benches[text], seed)
         else:
             bench = Bench(model, tokens, {})

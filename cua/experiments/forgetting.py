@@ -1,9 +1,9 @@
 """What adapters trained on WikiText do to other text: perplexity, likeness to the base model, angle of hidden states.
 
-Ours and low-rank ones of three sizes, and ours with every block turned as far in a random direction.
+Ours and low-rank ones of three sizes, the other methods of PEFT at one, and ours with every block turned in a random
+direction, so far that predictions change as much as by training.
 """
 
-import copy
 import time
 from typing import Any
 
@@ -12,46 +12,65 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from cua.experiments.domains import TEXTS, WINDOWS, corpus, cut
+from cua.experiments.baseline_selection import METHODS
+from cua.experiments.domains import ELSEWHERE, TEXTS, WINDOWS, corpus, cut, cut_formatting
 from cua.experiments.protocol import change_over_text, mean_interval, percent_of_nats
-from cua.experiments.record import ADAPTERS, Record, adapter_digests
-from cua.experiments.trained import WIKITEXT, attached, trained_on_wikitext
-from cua.llm.domains import DOMAINS
-from cua.llm.loss import distillation_kl, next_token_nll
+from cua.experiments.record import ADAPTERS, Record, adapter_digests, point
+from cua.experiments.trained import attached, final_states, matched_scale, trained_on_wikitext
 from cua.llm.models import identity, load_model
 
 NAME = "forgetting"
 QUESTION = "What does an adapter trained on WikiText cost on other text, and do orthogonal blocks cost less than LoRA?"
-SEEDS, DRAWS = (0, 1, 2), (0, 1, 2)
-RANDOM = "cua_6k/seed0"  # whose blocks are turned in random directions
+SEEDS, DRAWS, MATCHED_WINDOWS = (0, 1, 2), (0, 1, 2), 4
+PATTERN = "cua_6k/seed0"  # whose blocks are turned in random directions
+DRESSED = ("wikitext", "wikipedia in wikitext")
 
 
 @torch.no_grad()
-def compare(model: LlamaForCausalLM, base: LlamaForCausalLM, windows: Tensor) -> dict[str, Any]:
+def compare(
+    model: LlamaForCausalLM, before: list[Tensor], windows: Tensor, formatting: Tensor | None = None
+) -> dict[str, Any]:
     """Two models that share their head, on the same windows.
 
     Args:
         model: with an adapter.
-        base: without.
+        before: :func:`.trained.final_states` of the model without.
         windows: ``(n, T)`` token ids.
+        formatting: ``(n, T)``, which of them are formatting, see :func:`.domains.cut_formatting`.
 
     Returns:
         "nll", "base_nll" and "kl" (of the base model's next-token distribution from the model's) in nats, summed over
         each window; "tokens" predicted; and of hidden states after the final norm, mean over all tokens: "angle"
-        between the two models' in degrees, and "length", that of the model's relative to the base model's.
+        between the two models' in degrees, and "length", that of the model's relative to the base model's.  With
+        ``formatting`` also "formatting_nll" and "formatting_base_nll", the part of the losses that such tokens have,
+        and "formatting_tokens".
     """
-    found: dict[str, list[float]] = {name: [] for name in ("nll", "base_nll", "kl", "angle", "length")}
-    for ids in windows.split(1):
-        h, before = (m.model(ids).last_hidden_state for m in (model, base))
-        cosine = torch.cosine_similarity(h.double(), before.double(), dim=-1)
-        found["nll"].append(next_token_nll(h, base.lm_head, ids).item())
-        found["base_nll"].append(next_token_nll(before, base.lm_head, ids).item())
-        found["kl"].append(distillation_kl(h, base.lm_head, before, 1.0).item())
-        found["angle"].append(cosine.clamp(-1, 1).arccos().rad2deg().mean().item())
-        found["length"].append((h.norm(dim=-1) / before.norm(dim=-1)).mean().item())
-    of_windows = {name: [round(value, 4) for value in found[name]] for name in ("nll", "base_nll", "kl")}
-    means = {name: round(float(np.mean(found[name])), 5) for name in ("angle", "length")}
-    return {"tokens": windows.shape[0] * (windows.shape[1] - 1)} | of_windows | means
+    found: dict[str, list[float]] = {}
+    for i, (ids, h, b) in enumerate(zip(windows, final_states(model, windows), before, strict=True)):
+        log_q, log_p = (model.lm_head(states[0, :-1]).log_softmax(-1) for states in (h, b))
+        nll, base_nll = (-log.gather(-1, ids[1:, None])[:, 0] for log in (log_q, log_p))
+        cosine = torch.cosine_similarity(h.double(), b.double(), dim=-1)
+        of_window = {
+            "nll": nll.sum(),
+            "base_nll": base_nll.sum(),
+            "kl": (log_p.exp() * log_p.sub_(log_q)).sum(),
+            "angle": cosine.clamp(-1, 1).arccos().rad2deg().mean(),
+            "length": (h.norm(dim=-1) / b.norm(dim=-1)).mean(),
+        }
+        if formatting is not None:
+            marks = formatting[i, 1:]
+            of_window |= {"formatting_nll": nll[marks].sum(), "formatting_base_nll": base_nll[marks].sum()}
+        for name, value in of_window.items():
+            found.setdefault(name, []).append(round(value.item(), 5))
+    means = {name: round(float(np.mean(found.pop(name))), 5) for name in ("angle", "length")}
+    count = {} if formatting is None else {"formatting_tokens": int(formatting[:, 1:].sum())}
+    return {"tokens": windows.shape[0] * (windows.shape[1] - 1)} | found | means | count
+
+
+def adapters() -> dict[str, str]:
+    """Folders by "MODEL/seedN": ours and low-rank ones of every size and seed, one of each other method."""
+    others = {f"{method}_6k/seed0": f"baselines/{method}/6k/seed0" for method in METHODS if method != "lora"}
+    return trained_on_wikitext(SEEDS) | others
 
 
 def run() -> dict[str, Any]:
@@ -60,32 +79,40 @@ def run() -> dict[str, Any]:
     Raises:
         FileNotFoundError: if an adapter is missing, naming the experiment that trains it.
     """
-    paths = trained_on_wikitext(SEEDS)
+    paths = adapters()
     digests = adapter_digests(paths.values())
-    base, tokenizer = load_model()
-    model = copy.deepcopy(base)
+    model, tokenizer = load_model()
     tests = {text: corpus(text, "test") for text in TEXTS}
     tokens = {text: cut(tokenizer, found, WINDOWS) for text, found in tests.items()}
+    marks = {text: cut_formatting(tokenizer, tests[text], WINDOWS) for text in DRESSED}
     record = Record(
         {
             "name": NAME,
             "question": QUESTION,
-            "config": {"windows": WINDOWS, "draws": DRAWS, "adapters_sha256": digests},
+            "config": {
+                "windows": WINDOWS,
+                "draws": DRAWS,
+                "matched_windows": MATCHED_WINDOWS,
+                "adapters_sha256": digests,
+            },
             "seeds": SEEDS,
-            "model": identity(base),
+            "model": identity(model),
             "data": {text: found.provenance() for text, found in tests.items()},
         }
     )
-    work: dict[str, tuple[str, int | None]] = {key: (path, None) for key, path in paths.items()}
-    work |= {f"random/draw{draw}": (paths[RANDOM], draw) for draw in DRAWS}
-    for key in record.missing(work):
+    before = {text: final_states(model, windows) for text, windows in tokens.items()}
+    drawn = {f"matched/draw{draw}": draw for draw in DRAWS}
+    for key in record.missing([*paths, *drawn]):
         started = time.perf_counter()
-        path, draw = work[key]
-        with attached(model, ADAPTERS / path, draw):
-            run = {text: compare(model, base, ids) for text, ids in tokens.items()}
-        record.add(key, run, time.perf_counter() - started)
+        folder, options = ADAPTERS / paths.get(key, paths[PATTERN]), {}
+        if key in drawn:
+            few = cut(tokenizer, tests["wikipedia in plain"], MATCHED_WINDOWS)
+            options = {"draw": drawn[key], "scale": matched_scale(model, folder, drawn[key], few)}
+        with attached(model, folder, **options):
+            run = {text: compare(model, before[text], ids, marks.get(text)) for text, ids in tokens.items()}
+        record.add(key, run | ({"scale": options["scale"]} if options else {}), time.perf_counter() - started)
         print(f"{key}: {time.perf_counter() - started:.0f} s", flush=True)
-    if not record.has(*work):
+    if not record.has(*paths, *drawn):
         return record.result
     return record.finish(headline(record.result["runs"]))
 
@@ -93,12 +120,14 @@ def run() -> dict[str, Any]:
 def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Of every model, over its seeds: change of perplexity on each text (also over text), and over all domains.
 
-    "elsewhere": geometric mean over :data:`DOMAINS` of the change; "kl", "angle" and "length": means over them.
-    "against_lora": ours to low-rank ones of the same size, seed by seed.
+    "elsewhere": geometric mean over :data:`.domains.ELSEWHERE` of the change; "kl", "angle" and "length": means over
+    them.  "words": change of perplexity on what is not formatting; "formatting_share": of the gain, how much formatting
+    has.  "against_lora": ours to low-rank ones of the same size, seed by seed.
     """
     numbers = {}
-    models = {model: [runs[f"{model}/seed{seed}"] for seed in SEEDS] for model in WIKITEXT}
-    models["random"] = [runs[f"random/draw{draw}"] for draw in DRAWS]
+    models: dict[str, list[dict[str, Any]]] = {}
+    for key in sorted(runs):  # seed by seed
+        models.setdefault(key.partition("/")[0], []).append(runs[key])
     changes = {model: {text: [_nats(run[text]) for run in seeds] for text in TEXTS} for model, seeds in models.items()}
     for model, seeds in models.items():
         for text in TEXTS:
@@ -106,12 +135,21 @@ def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
             numbers[name] = percent_of_nats(changes[model][text])
             pairs = [(run[text], {"nll": run[text]["base_nll"]}) for run in seeds]
             numbers[f"{name}_over_text"] = change_over_text(pairs)
+            if text in DRESSED:
+                parts = [_by_formatting(run[text]) for run in seeds]
+                numbers[f"{name}_words"] = percent_of_nats([words / count for _, words, count in parts])
+                shares = [100 * marks / (marks + words) for marks, words, _ in parts]
+                numbers[f"{name}_formatting_share"] = mean_interval(shares, "%")
         numbers[f"{model}_elsewhere"] = percent_of_nats(_elsewhere(changes[model]))
-        kl = [np.mean([sum(run[text]["kl"]) / run[text]["tokens"] for text in DOMAINS]) for run in seeds]
+        kl = [np.mean([sum(run[text]["kl"]) / run[text]["tokens"] for text in ELSEWHERE]) for run in seeds]
         numbers[f"{model}_kl"] = mean_interval(kl, "nats")
         for name, unit in (("angle", "degrees"), ("length", "1")):
-            values = [float(np.mean([run[text][name] for text in DOMAINS])) for run in seeds]
+            values = [float(np.mean([run[text][name] for text in ELSEWHERE])) for run in seeds]
             numbers[f"{model}_{name}"] = mean_interval(values, unit)
+    for text in DRESSED:
+        run = models["cua_6k"][0][text]
+        share = 100 * run["formatting_tokens"] / run["tokens"]
+        numbers[f"formatting_of_{text.replace(' ', '_')}"] = point(share, "% of tokens")
     for size in ("1k", "6k", "25k"):
         ours, lora = (changes[f"{kind}_{size}"] for kind in ("cua", "lora"))
         numbers[f"against_lora_{size}_elsewhere"] = percent_of_nats(_elsewhere(ours) - _elsewhere(lora))
@@ -120,9 +158,16 @@ def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _elsewhere(changes: dict[str, list[float]]) -> np.ndarray:
-    return np.mean([changes[text] for text in DOMAINS], axis=0)
+    return np.mean([changes[text] for text in ELSEWHERE], axis=0)
 
 
 def _nats(run: dict[str, Any]) -> float:
     """Change of the mean loss against the base model's."""
     return (sum(run["nll"]) - sum(run["base_nll"])) / run["tokens"]
+
+
+def _by_formatting(run: dict[str, Any]) -> tuple[float, float, int]:
+    """Change of the summed loss on formatting and on words, and how many tokens are words."""
+    marks = sum(run["formatting_nll"]) - sum(run["formatting_base_nll"])
+    everything = sum(run["nll"]) - sum(run["base_nll"])
+    return marks, everything - marks, run["tokens"] - run["formatting_tokens"]

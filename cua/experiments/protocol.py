@@ -142,7 +142,8 @@ def change_over_text(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict
 def percent_of_nats(changes: list[float] | np.ndarray) -> dict[str, Any]:
     """Changes of the mean loss as a change of perplexity in per cent; the 95 % interval is over them."""
     number = mean_interval(changes, "%")
-    return {key: value if key == "unit" else 100 * float(np.expm1(value)) for key, value in number.items()}
+    low, value, high = (n if n is None else 100 * float(np.expm1(n)) for n in map(number.get, ("low", "value", "high")))
+    return {"value": value, "low": low, "high": high, "unit": "%"}
 
 
 def mean_interval(values: list[float] | np.ndarray, unit: str) -> dict[str, Any]:

@@ -70,6 +70,23 @@ def to_plain(article: str) -> str:
     return "\n\n".join(_plain_line(line.split()) for line in article.split("\n") if line.strip()) + "\n\n"
 
 
+def formatting(text: str) -> list[bool]:
+    """Of each character of WikiText, whether its plain clothes do without: bars, "@", spaces; also line breaks.
+
+    What is left of a line is the plain line, character by character.
+    """
+    marks: list[bool] = []
+    for line in text.split("\n"):
+        plain = iter(_plain_line(line.split()))
+        wanted = next(plain, None)
+        for character in line:
+            marks.append(character != wanted)
+            if character == wanted:
+                wanted = next(plain, None)
+        marks.append(True)  # the line break
+    return marks[:-1]
+
+
 def _plain_line(words: list[str]) -> str:
     level = next((i for i, word in enumerate(words) if word != "="), 0)
     if level and words[-level:] == ["="] * level:

@@ -7,15 +7,29 @@ import torch
 
 from cua.experiments import domains
 from cua.experiments.bench import Bench
-from cua.experiments.domains import TEXTS, corpus, cut
-from cua.llm.domains import to_wikitext
+from cua.experiments.domains import TEXTS, corpus, cut, cut_formatting
+from cua.llm.domains import to_plain, to_wikitext
 
 
 def test_clothes_go_on_document_by_document():
-    plain, dressed = (corpus(text, "test") for text in ("wikipedia", "wikipedia in wikitext"))
-    assert dressed.documents == tuple(map(to_wikitext, plain.documents))
+    bare, dressed, plain = (corpus(f"wikipedia{clothes}", "test") for clothes in ("", " in wikitext", " in plain"))
+    assert dressed.documents == tuple(map(to_wikitext, bare.documents))
+    assert plain.documents == tuple(map(to_plain, dressed.documents))
+    assert bare.text.count("''") > 100 > plain.text.count("''"), "marks of emphasis are gone from both"
     assert dressed.provenance()["name"] == "wikipedia in wikitext"
-    assert dressed.provenance()["sha256"] != plain.provenance()["sha256"]
+    assert len({found.provenance()["sha256"] for found in (bare, dressed, plain)}) == 3
+
+
+def test_formatting_is_marked_token_by_token(embedded):
+    _, tokenizer = embedded
+    text = corpus("wikipedia in wikitext", "test")
+    ids, marks = cut(tokenizer, text, 5), cut_formatting(tokenizer, text, 5)
+    assert marks.shape == ids.shape
+    kinds = {mark: {tokenizer.decode(t) for t in ids[marks == mark]} for mark in (True, False)}
+    assert {" ,", " .", " \n"} <= kinds[True]
+    assert {" the", " of", " and"} <= kinds[False]
+    assert not any(c.isalnum() for token in kinds[True] for c in token)
+    assert 0.05 < marks.float().mean() < 0.3
 
 
 def test_windows_are_spread_over_a_long_text_and_all_of_a_short_one(embedded):

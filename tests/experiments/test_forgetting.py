@@ -9,11 +9,10 @@ from peft import LoraConfig
 import cua
 from cua import CUAConfig
 from cua.experiments import forgetting
-from cua.experiments.domains import TEXTS
+from cua.experiments.domains import ELSEWHERE, TEXTS
 from cua.experiments.forgetting import compare, headline
 from cua.experiments.trained import WIKITEXT, attached, divergence, final_states, matched_scale, trained_on_wikitext
 from cua.llm.baselines import PeftAdapter
-from cua.llm.domains import DOMAINS
 from cua.llm.evaluate import perplexity
 
 
@@ -85,49 +84,67 @@ def test_paths_name_every_model_and_seed():
     assert paths["lora_1k/seed0"] == "baselines/lora/1k/seed0"
 
 
-def test_a_model_compared_with_itself_and_with_an_adapter(make_llama):
-    base, model = make_llama(), make_llama()
+def test_a_model_compared_with_itself_and_with_an_adapter(llama):
     windows = torch.randint(97, (3, 16), generator=torch.Generator().manual_seed(1))
-    same = compare(model, base, windows)
+    marks = torch.rand(3, 16, generator=torch.Generator().manual_seed(2)) < 0.3
+    before, logits = final_states(llama, windows), llama(windows).logits
+    same = compare(llama, before, windows)
     assert same["nll"] == same["base_nll"]
     assert same["kl"] == pytest.approx([0.0] * 3, abs=1e-3)
     assert (same["angle"], same["length"]) == (pytest.approx(0, abs=0.01), 1.0)
-    adapter = cua.attach(model, CUAConfig())
+    assert "formatting_nll" not in same
+    adapter = cua.attach(llama, CUAConfig())
     with torch.no_grad():
         for module in adapter.modules.values():
             module.theta.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
-    other = compare(model, base, windows)
+    other = compare(llama, before, windows, marks)
     assert other["tokens"] == 3 * 15
-    assert other["nll"] == pytest.approx(perplexity(model, windows).nll, abs=1e-3)
+    assert other["nll"] == pytest.approx(perplexity(llama, windows).nll, abs=1e-3)
     assert other["base_nll"] == same["base_nll"]
-    log_p, log_q = (m(windows).logits[:, :-1].log_softmax(-1) for m in (base, model))
+    log_p, log_q = (each[:, :-1].log_softmax(-1) for each in (logits, llama(windows).logits))
     kl = (log_p.exp() * (log_p - log_q)).sum((1, 2))
     assert other["kl"] == pytest.approx(kl.tolist(), abs=1e-3)
-    h, before = (m.model(windows).last_hidden_state for m in (model, base))
-    angle = torch.rad2deg(torch.arccos(torch.cosine_similarity(h, before, dim=-1))).mean()
+    nll = -log_q.gather(-1, windows[:, 1:, None])[..., 0]
+    assert other["formatting_nll"] == pytest.approx((nll * marks[:, 1:]).sum(1).tolist(), abs=1e-3)
+    assert other["formatting_tokens"] == marks[:, 1:].sum()
+    h, b = (torch.cat(states) for states in (final_states(llama, windows), before))
+    angle = torch.rad2deg(torch.arccos(torch.cosine_similarity(h, b, dim=-1))).mean()
     assert other["angle"] == pytest.approx(angle.item(), rel=1e-3)
 
 
 def test_headline_by_hand():
-    """Ours gain 0.2 nats a token on WikiText and lose 0.1 elsewhere, LoRA half of both; random blocks lose 1."""
+    """Ours gain 0.2 nats a token on WikiText and lose 0.1 elsewhere, LoRA half of both; random blocks lose 1.
+
+    Every sixth token is formatting, and has a quarter of each change.
+    """
 
     def run(wikitext: float, elsewhere: float, angle: float) -> dict:
         texts = {}
         for text in TEXTS:
             change = wikitext if text == "wikitext" else elsewhere
             texts[text] = {"tokens": 30, "nll": [30 + 10 * change] * 3, "base_nll": [30.0] * 3, "kl": [1.0, 2.0, 3.0]}
-            texts[text] |= {"angle": angle if text in DOMAINS else 90.0, "length": 1.0}
+            texts[text] |= {"formatting_nll": [5 + 2.5 * change] * 3, "formatting_base_nll": [5.0] * 3}
+            texts[text] |= {"formatting_tokens": 5, "angle": angle if text in ELSEWHERE else 90.0, "length": 1.0}
         return texts
 
-    runs = {f"random/draw{draw}": run(1.0, 1.0, 30.0 + draw) for draw in forgetting.DRAWS}
-    for key in trained_on_wikitext(forgetting.SEEDS):
-        runs[key] = run(-0.2, 0.1, 10.0) if key.startswith("cua") else run(-0.1, 0.05, 5.0)
+    runs = {f"matched/draw{draw}": run(1.0, 1.0, 30.0 + draw) for draw in forgetting.DRAWS}
+    for key in reversed(forgetting.adapters()):
+        runs[key] = run(-0.1, 0.05, 5.0) if key.startswith("lora") else run(-0.2, 0.1, 10.0)
     numbers = headline(runs)
     assert numbers["cua_6k_on_wikitext"]["value"] == pytest.approx(100 * math.expm1(-0.2))
     assert numbers["cua_6k_on_wikitext_over_text"]["value"] == pytest.approx(100 * math.expm1(-0.2))
+    assert numbers["cua_6k_on_wikitext_words"]["value"] == pytest.approx(100 * math.expm1(-0.2 * 0.75 / (25 / 30)))
+    assert numbers["cua_6k_on_wikitext_formatting_share"]["value"] == pytest.approx(25)
+    assert numbers["formatting_of_wikitext"]["value"] == pytest.approx(100 / 6)
     assert numbers["lora_1k_elsewhere"]["value"] == pytest.approx(100 * math.expm1(0.05))
+    assert numbers["oft_6k_elsewhere"] == {
+        "value": pytest.approx(100 * math.expm1(0.1)),
+        "low": None,
+        "high": None,
+        "unit": "%",
+    }
     assert numbers["against_lora_25k_elsewhere"]["value"] == pytest.approx(100 * math.expm1(0.05))
     assert numbers["against_lora_25k_on_wikitext"]["value"] == pytest.approx(100 * math.expm1(-0.1))
-    assert numbers["random_angle"]["value"] == pytest.approx(31)
-    assert numbers["random_angle"]["low"] < 31 < numbers["random_angle"]["high"]
+    assert numbers["matched_angle"]["value"] == pytest.approx(31)
+    assert numbers["matched_angle"]["low"] < 31 < numbers["matched_angle"]["high"]
     assert numbers["cua_1k_kl"]["value"] == pytest.approx(0.2)

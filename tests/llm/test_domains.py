@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from cua.llm.data import DataUnavailable, load_corpus
-from cua.llm.domains import DOMAINS, load_domain, to_plain, to_wikitext
+from cua.llm.domains import DOMAINS, formatting, load_domain, to_plain, to_wikitext
 
 PLAIN = (
     "Ise-class battleship\n\nThe '''Ise''' cost 1,000.5 yen (then); it wasn't cheap.\n\n==Fate==\n\n"
@@ -32,6 +32,20 @@ def test_clothes_do_not_change_the_words():
         assert re.findall("[A-Za-z]+", to_wikitext(article)) == words
         assert re.findall("[A-Za-z]+", to_plain(to_wikitext(article))) == words
         assert to_wikitext(article).count(" , ") > 10 * to_plain(to_wikitext(article)).count(" , ")
+
+
+def test_what_is_left_without_formatting_are_the_plain_lines():
+    assert _without_formatting(WIKITEXT) == PLAIN.replace("'''", "").replace("\n", "")
+    for article in load_corpus("wikipedia", "test").documents[:10]:
+        dressed = to_wikitext(article)
+        assert _without_formatting(dressed) == to_plain(dressed).replace("\n", "")
+    marks = formatting(" Both sank , @-@ . \n")
+    assert len(marks) == 20
+    assert [i for i, mark in enumerate(marks) if not mark][:9] == list(range(1, 10)), '"Both sank" stays'
+
+
+def _without_formatting(text: str) -> str:
+    return "".join(c for c, mark in zip(text, formatting(text), strict=True) if not mark)
 
 
 @pytest.mark.parametrize("name", ["news", "wikipedia"])
