@@ -16,10 +16,11 @@ from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
 import cua
 from cua.experiments.baseline_selection import METHODS
 from cua.experiments.budget_circuits import DEVICES, SHOTS, execution, one_after_another
+from cua.experiments.domains import corpus, cut
 from cua.experiments.noise_frontier import CUTOFF
 from cua.experiments.paired import corrected_and_broken, mean_over_benchmarks, mean_over_questions
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, load_result, point
-from cua.experiments.trained import attached
+from cua.experiments.trained import attached, matched_scale
 from cua.hybrid import run_blocks
 from cua.llm.benchmarks import MAX_LENGTH, available, benchmark, rows_of
 from cua.llm.models import identity, load_model
@@ -47,6 +48,7 @@ METRICS = {  # the one that counts for the mean
 }
 SOME = {name: 4 * EVERY[name] for name in METRICS}
 BASE = "benchmarks_base"
+MATCHED_WINDOWS = 4  # of Wikipedia, on which blocks in random directions change predictions as much as the trained ones
 
 
 def _circuits(adapter: cua.Adapter, device: str) -> AbstractContextManager[None]:
@@ -65,6 +67,7 @@ class BenchmarkStudy:
         question: what it answers.
         adapter: its folder ``EXPERIMENT/NAME``; none for the base model.
         device: one of :data:`DEVICES`, to run our blocks as circuits; none to multiply matrices.
+        draw: seed of random directions for our blocks, see :func:`.trained.matched_scale`; none for the trained ones.
         every: only every so many of the rows of each benchmark; those without a number are left out.
     """
 
@@ -72,6 +75,7 @@ class BenchmarkStudy:
     question: str
     adapter: str | None = None
     device: str | None = None
+    draw: int | None = None
     every: dict[str, int] = field(default_factory=EVERY.copy)
 
     def run(self) -> dict[str, Any]:
@@ -84,10 +88,15 @@ class BenchmarkStudy:
         digests = {} if self.adapter is None else adapter_digests([self.adapter], ADAPTERS)
         every = self.every
         base = None if self.name == BASE else _asked_of_base(every)
-        circuits = {"device": self.device, "mitigation": DEVICES[self.device], "shots": SHOTS} if self.device else {}
+        special = {"device": self.device, "mitigation": DEVICES[self.device], "shots": SHOTS} if self.device else {}
         found = available(every if base is None else base)
         here = {name: source for name, source in found.items() if not source.startswith("–")}
         model, tokenizer = load_model()
+        options: dict[str, Any] = {}
+        if self.draw is not None:
+            windows = cut(tokenizer, corpus("wikipedia in plain", "test"), MATCHED_WINDOWS)
+            scale = round(matched_scale(model, ADAPTERS / self.adapter, self.draw, windows), 3)
+            options = {"draw": self.draw, "scale": scale}
         record = Record(
             {
                 "name": self.name,
@@ -98,7 +107,8 @@ class BenchmarkStudy:
                     "max_length": MAX_LENGTH,
                     "left_out": [name for name in every if name not in here],
                 }
-                | circuits,
+                | special
+                | options,
                 "seeds": [0],
                 "model": identity(model),
                 "data": {name: _provenance(name, source, every[name]) for name, source in here.items()},
@@ -108,7 +118,7 @@ class BenchmarkStudy:
             started = time.perf_counter()
             with ExitStack() as stack:
                 if self.adapter is not None:
-                    adapter = stack.enter_context(attached(model, ADAPTERS / self.adapter))
+                    adapter = stack.enter_context(attached(model, ADAPTERS / self.adapter, **options))
                     if self.device is not None:
                         stack.enter_context(_circuits(adapter, self.device))
                 scores = benchmark(model, tokenizer, name, every[name])
@@ -199,6 +209,7 @@ def _study(label: str, what: str, adapter: str, device: str | None = None, **opt
 STUDIES = [
     BenchmarkStudy(BASE, "How many questions of each benchmark does the model without an adapter answer?"),
     *(_study(f"cua_{b}", f"our blocks ({b} parameters)", f"budget_{b}/exact-seed0") for b in ("1k", "6k", "25k")),
+    _study("random_6k", "blocks in random directions", "budget_6k/exact-seed0", draw=0),
     _study("cua_6k_copied_signs", "our blocks with copied signs", "budget_6k/sign-constrained-seed0"),
     *(
         _study(f"cua_6k_{d}", f"our blocks as circuits ({d})", "budget_6k/exact-seed0", d, every=ON_CIRCUITS)

@@ -78,7 +78,7 @@ def run() -> dict[str, Any]:
     model, tokenizer = load_model()
     rows, source = rows_of("mmlu")
     asked = {label: next(row for row in rows if row["question"] == text) for label, text in ASKED.items()}
-    text = corpus("wikipedia", "test")
+    text = corpus("wikipedia in plain", "test")
     windows = cut(tokenizer, text, WINDOWS)
     record = Record(
         {
@@ -89,7 +89,7 @@ def run() -> dict[str, Any]:
             "model": identity(model),
             "data": {
                 "mmlu": {"source": source, "sha256": digest(list(asked.values()))},
-                "wikipedia": text.provenance(),
+                text.name: text.provenance(),
             },
         }
     )

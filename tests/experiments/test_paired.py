@@ -80,7 +80,7 @@ def test_the_mean_of_a_headline_is_that_of_all_benchmarks_or_of_some_of_their_ro
 
 
 def test_every_model_has_a_study_and_a_missing_adapter_is_named(monkeypatch, tmp_path):
-    assert len({study.name for study in STUDIES}) == len(STUDIES) == 15
+    assert len({study.name for study in STUDIES}) == len(STUDIES) == 16
     assert set(benchmarks.EVERY) == set(BENCHMARKS)
     for study in STUDIES:
         assert all(every % benchmarks.EVERY[name] == 0 for name, every in study.every.items())
@@ -114,5 +114,10 @@ def test_circuits_answer_some_of_the_base_models_questions(monkeypatch, tmp_path
     after = circuits["runs"]["analogies"]["acc"]
     corrected = sum(b < a for b, a in zip(before, after, strict=True))
     assert circuits["headline"]["analogies_acc_corrected"]["value"] == corrected
+    random = replace(studies["benchmarks_random_6k"], every={"analogies": 35})
+    monkeypatch.setattr(benchmarks, "MATCHED_WINDOWS", 1)
+    drawn = random.run()
+    assert drawn["config"]["draw"] == 0
+    assert 0.3 < drawn["config"]["scale"] < 1.5
     more = replace(studies["benchmarks_cua_1k"], every={"analogies": 70, "arc_easy": 1}).run()
     assert list(more["runs"]) == ["analogies"], "the base model was not asked the others"
