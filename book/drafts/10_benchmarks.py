@@ -49,9 +49,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import false_discovery_control
 
+from cua.experiments.benchmarks import EVERY, ON_CIRCUITS, unpacked
 from cua.experiments.paired import corrected_and_broken, mean_over_questions
 from cua.experiments.record import ADAPTERS, load_result, quote
-from cua.experiments.trained import attached
+from cua.experiments.trained import WIKITEXT, attached
 from cua.llm.benchmarks import benchmark, rows_of
 from cua.llm.models import load_model
 from cua.plotting import COLOURS, interval, use_style
@@ -74,17 +75,18 @@ for row in rows.select([0, 75, 139]):
 
 # %%
 FOLDER = ADAPTERS / "budget_6k" / "exact-seed0"
-answers = {"base model": np.array(benchmark(model, tokenizer, "analogies")["acc"])}
+right = {"base model": np.array(benchmark(model, tokenizer, "analogies")["acc"])}
 with attached(model, FOLDER):
-    answers["adapter"] = np.array(benchmark(model, tokenizer, "analogies")["acc"])
-for draw in range(2):
-    with attached(model, FOLDER, draw):
-        answers[f"random {draw}"] = np.array(benchmark(model, tokenizer, "analogies")["acc"])
-for name, right in answers.items():
-    print(f"{name:12} {quote(mean_over_questions(right), 0)}")
+    right["adapter"] = np.array(benchmark(model, tokenizer, "analogies")["acc"])
+drawn = load_result("benchmarks_random_6k")["config"]
+with attached(model, FOLDER, drawn["draw"], drawn["scale"]):
+    right["random"] = np.array(benchmark(model, tokenizer, "analogies")["acc"])
+for name, found in right.items():
+    print(f"{name:12} {quote(mean_over_questions(found), 0)}")
 
 # %% [markdown]
-# TODO what the random adapters are.
+# *Random* has the blocks of the adapter, each turned in a direction drawn at random, so far that the model's predictions
+# move as much as training moved them (by the mean divergence on Wikipedia articles). It has learned nothing.
 #
 # The interval says how far the score would move if other questions of the same kind had been drawn. It is wide, and
 # comparing two such intervals is the wrong test: both models saw the *same* questions, and agree on most. Only those
@@ -92,8 +94,8 @@ for name, right in answers.items():
 # **McNemar's test** {cite}`mcnemar1947` is the two-sided binomial test of corrected against broken.
 
 # %%
-for name, right in list(answers.items())[1:]:
-    corrected, broken, p = corrected_and_broken(answers["base model"], right)
+for name in ("adapter", "random"):
+    corrected, broken, p = corrected_and_broken(right["base model"], right[name])
     print(f"{name:12} corrects {corrected:2}, breaks {broken:2}   p = {p:.2g}")
 
 # %% [markdown]
@@ -134,24 +136,34 @@ print(f"{'ARC-Easy, by the probability of the whole answer':30} {quote(base['hea
 # that has a standard error of 1.0. TODO ours; ours has weights of four bits.
 
 # %% tags=["hide-input"]
-MODELS = {f"{kind}_{size}": f"{says} {size}" for kind, says in (("cua", "blocks"), ("lora", "LoRA")) for size in ("1k", "6k", "25k")}
-MODELS["cua_6k_copied_signs"] = "blocks 6k, copied signs"
-results = {model: load_result(f"benchmarks_{model}")["headline"] for model in MODELS}
-tests = [(model, name) for model in MODELS for name in METRICS]
+SIZES = ("1k", "6k", "25k")
+MODELS = {f"{kind}_{size}": f"{says} {size}" for kind, says in (("cua", "blocks"), ("lora", "LoRA")) for size in SIZES}
+MODELS |= {"cua_6k_copied_signs": "blocks 6k, copied signs", "random_6k": "random directions 6k"}
 
 
-def number(model: str, name: str, what: str) -> dict:
-    return results[model][f"{name}_{METRICS[name][1]}_{what}"]
+def answers(model: str) -> dict[str, np.ndarray]:
+    runs = load_result(f"benchmarks_{model}")["runs"]
+    return {name: unpacked(runs[name][metric]) for name, (_, metric, _) in METRICS.items() if name in runs}
 
 
-adjusted = false_discovery_control([number(*test, "p")["value"] for test in tests])
-sure = {test for test, p in zip(tests, adjusted, strict=True) if p < 0.05}
-print(f"corrected : broken, * = p < 0.05 after correction for {len(tests)} tests\n")
-print(" " * 24 + "".join(f"{says:>11}" for says, _, _ in METRICS.values()))
-for model, says in MODELS.items():
-    cells = [[int(number(model, name, way)["value"]) for way in ("corrected", "broken")] for name in METRICS]
-    marks = ["*" if (model, name) in sure else " " for name in METRICS]
-    print(f"{says:24}" + "".join(f"{f'{a}:{b}{m}':>11}" for (a, b), m in zip(cells, marks, strict=True)))
+def table(rows: dict[str, list[tuple[np.ndarray, np.ndarray]]], columns: list[str]) -> None:
+    """Corrected : broken by the second of each pair, * if p < 0.05 after Benjamini and Hochberg's correction."""
+    tests = [corrected_and_broken(*pair) for row in rows.values() for pair in row]
+    adjusted = iter(false_discovery_control([p for _, _, p in tests]))
+    print(f"{'corrected : broken':25}" + "".join(f"{column:>12}" for column in columns))
+    cells = iter(f"{a}:{b}{'*' if next(adjusted) < 0.05 else ' '}" for a, b, _ in tests)
+    for says, row in rows.items():
+        print(f"{says:25}" + "".join(f"{next(cells):>12}" for _ in row))
+
+
+# %%
+given = {model: answers(model) for model in ("base", *MODELS)}
+benchmarks = [says for says, _, _ in METRICS.values()]
+table({says: [(given["base"][n], given[model][n]) for n in METRICS] for model, says in MODELS.items()}, benchmarks)
+
+# %% [markdown]
+# TODO reading. With forty tests, two would show p < 0.05 if nothing had changed at all; Benjamini and Hochberg's procedure
+# {cite}`benjamini1995` raises every p so that of the starred ones at most one in twenty is expected to be such a find.
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of accuracy against the base model, in points, by benchmark. Blocks (filled) and LoRA (open) of three sizes; bars: 95 % over questions.", "name": "fig-benchmarks"}, "image": {"alt": "Five groups of six points with intervals around a zero line, one group for each benchmark: change of accuracy for blocks and LoRA at three sizes."}}
 fig, ax = plt.subplots()
@@ -162,7 +174,8 @@ for k, model in enumerate(list(MODELS)[:6]):
     for i, name in enumerate(METRICS):
         label = MODELS[model] if i == 0 else None
         style = styles[kind] | {"alpha": shades[size], "markersize": 4, "linestyle": "none", "label": label}
-        interval(ax, number(model, name, "difference"), x=i + 0.12 * (k - 2.5), **style)
+        difference = mean_over_questions(given[model][name] - given["base"][name])
+        interval(ax, difference, x=i + 0.12 * (k - 2.5), **style)
 ax.axhline(0, color=COLOURS["base"], linewidth=1)
 ax.set_xticks(range(len(METRICS)), [says for says, _, _ in METRICS.values()])
 ax.set_ylabel("change of accuracy (points)")
@@ -172,16 +185,23 @@ plt.show()
 # %% [markdown]
 # TODO
 #
+# Blocks and LoRA were both compared with the base model. Whether one is better than the other is a third question, and has
+# a test of its own: the questions that only one of the two answers.
+
+# %%
+table({size: [(given[f"lora_{size}"][n], given[f"cua_{size}"][n]) for n in METRICS] for size in SIZES}, benchmarks)
+
+# %% [markdown]
+# TODO
+#
 # The paper shows two questions that were corrected. Here are **all** that blocks of 6,138 parameters corrected on MMLU, and
 # all that they broke, by their row in its test split (`cais/mmlu`, `all`); where the hub or a copy of it is at hand,
 # `rows_of("mmlu")[0][ROW]` shows one:
 
 # %% tags=["hide-output"]
-before, after = (
-    np.array(list(load_result(f"benchmarks_{model}")["runs"]["mmlu"]["acc"]), dtype=int) for model in ("base", "cua_6k")
-)
-for says, change in (("corrected", 1), ("broken", -1)):
-    numbers = base["config"]["every"]["mmlu"] * np.flatnonzero(after - before == change)
+change = given["cua_6k"]["mmlu"] - given["base"]["mmlu"]
+for says, way in (("corrected", 1), ("broken", -1)):
+    numbers = base["config"]["every"]["mmlu"] * np.flatnonzero(change == way)
     print(textwrap.fill(f"{len(numbers)} {says}: {', '.join(map(str, numbers))}", 88))
 
 # %% [markdown]
@@ -190,18 +210,18 @@ for says, change in (("corrected", 1), ("broken", -1)):
 # **Recorded**, for a part of the questions: every block of the adapter of 6,138 parameters as a circuit, its signs read
 # from two settings, 8,192 shots for each block and token ({download}`perfect qubits
 # <results/benchmarks_cua_6k_perfect.json>`, {download}`a simulated Heron <results/benchmarks_cua_6k_noisy.json>`,
-# {download}`its average errors undone <results/benchmarks_cua_6k_mitigated.json>`):
+# {download}`its average errors undone <results/benchmarks_cua_6k_mitigated.json>`). Each is compared with the base model, and
+# with the same blocks as matrices:
 
 # %%
-ON_CIRCUITS = {"arc_easy": "acc_norm", "lambada": "acc", "analogies": "acc"}
-print(f"{'corrected : broken':20}" + "".join(f"{name:>18}" for name in ON_CIRCUITS))
+here = {name: every for name, every in ON_CIRCUITS.items() if name in METRICS}
+rows = {}
 for device in ("perfect", "noisy", "mitigated"):
-    there = load_result(f"benchmarks_cua_6k_{device}")["headline"]
-    row = []
-    for name, metric in ON_CIRCUITS.items():
-        a, b, p = (there[f"{name}_{metric}_{key}"]["value"] for key in ("corrected", "broken", "p"))
-        row.append(f"{a:.0f}:{b:.0f}, p {p:.2g}")
-    print(f"{device:20}" + "".join(f"{cell:>18}" for cell in row))
+    there = answers(f"cua_6k_{device}")
+    for reference, says in (("base", "base model"), ("cua_6k", "matrices")):
+        same = {name: given[reference][name][:: every // EVERY[name]] for name, every in here.items()}
+        rows[f"{device} against {says}"] = [(same[name], there[name]) for name in here]
+table(rows, [METRICS[name][0] for name in here])
 
 # %% [markdown]
 # TODO
@@ -211,15 +231,17 @@ for device in ("perfect", "noisy", "mitigated"):
 # The paper follows two questions of MMLU: *Which of the jovian planets have rings?*, for which the base model says
 # "Saturn" and the adapted one "all of the above", and *Gene flow between populations results in ...*. Our model is sixty
 # times smaller. We put the same questions to it, in two ways: as the harness does, with the four options listed and the
-# letter asked for; and without the list, asking for the answer itself. To ask at a temperature $T$ is to draw option
-# $k$ with probability $p_k^{1/T}/\sum_j p_j^{1/T}$, so nothing needs to be sampled: the chance of the right answer can
-# be computed. **Recorded** ({download}`two_questions.json <results/two_questions.json>`): the base model; ours and LoRA
-# of three sizes, five seeds each; and ten random adapters of 6,138 parameters.
+# letter asked for; and without the list, asking for the answer itself. To sample an answer at temperature $T$ is to draw
+# each of its tokens with probability $\operatorname{softmax}(z/T)$, $z$ being the logits, so nothing needs to be sampled:
+# the chance of every option can be computed. What is shown is the right one's share of the four. **Recorded**
+# ({download}`two_questions.json <results/two_questions.json>`): the base model; ours and LoRA of three sizes, five seeds
+# each; and blocks in ten random directions, twice: turned as far as the trained ones, and so far that predictions move as
+# much.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: probability of the right option among four, against the sampling temperature, for both questions and both ways to ask. Band: the ten random adapters, smallest to largest mean interval.", "name": "fig-two-questions"}, "image": {"alt": "Four small panels, two questions by two ways of asking; lines for the base model, blocks and LoRA of about 6,000 parameters and random adapters over the temperature."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: probability of the right option among four, against the sampling temperature, for both questions and both ways to ask. Bars: 95 % over five seeds; of random directions, the smallest and the largest of ten.", "name": "fig-two-questions"}, "image": {"alt": "Four small panels, two questions by two ways of asking; lines for the base model, blocks and LoRA of about 6,000 parameters and random adapters over the temperature."}}
 asked = load_result("two_questions")
 temperatures = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-lines = {"base": ("base", "base"), "cua_6k": ("blocks 6k", "exact"), "lora_6k": ("LoRA 6k", "highlight"), "random": ("random", "accent")}
+lines = {"base": ("base", "base"), "cua_6k": ("blocks 6k", "exact"), "lora_6k": ("LoRA 6k", "highlight"), "matched": ("random directions", "accent")}
 fig, axes = plt.subplots(2, 2, figsize=(7, 5), sharex=True, sharey=True)
 for row, question in zip(axes, ("rings", "gene_flow"), strict=True):
     for ax, way in zip(row, ("letter", "text"), strict=True):
@@ -236,11 +258,14 @@ fig.supylabel("probability of the right option (%)")
 plt.show()
 
 # %%
+asked_of = ["base", *(model for model in WIKITEXT), "random", "matched"]
+print(f"{'gives the right option most':30}" + "".join(f"{model:>9}" for model in asked_of))
 for question in ("rings", "gene_flow"):
     for way in ("letter", "text"):
-        right = {model: asked["headline"][f"{question}_{way}_{model}_right"]["value"] for model in ("base", *MODELS) if model != "cua_6k_copied_signs"}
-        right["random"] = asked["headline"][f"{question}_{way}_random_right"]["value"]
-        print(f"{question:10} {way:7} " + ", ".join(f"{m} {n:.0f}" for m, n in right.items()))
+        right = [asked["headline"][f"{question}_{way}_{model}_right"]["value"] for model in asked_of]
+        print(f"{question.replace('_', ' ')}, {way:18}" + "".join(f"{count:9.0f}" for count in right))
+for model in ("cua_6k", "lora_6k", "random", "matched"):
+    print(f"{model:8} moves predictions by {quote(asked['headline'][f'{model}_kl'], 3)}")
 
 # %% [markdown]
 # TODO
