@@ -241,7 +241,8 @@ table(rows, [METRICS[name][0] for name in here])
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: probability of the right option among four, against the sampling temperature, for both questions and both ways to ask. Bars: 95 % over five seeds; of random directions, the smallest and the largest of ten.", "name": "fig-two-questions"}, "image": {"alt": "Four small panels, two questions by two ways of asking; lines for the base model, blocks and LoRA of about 6,000 parameters and random adapters over the temperature."}}
 asked = load_result("two_questions")
 temperatures = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-lines = {"base": ("base", "base"), "cua_6k": ("blocks 6k", "exact"), "lora_6k": ("LoRA 6k", "highlight"), "matched": ("random directions", "accent")}
+lines = {"base": ("base", "base"), "cua_6k": ("blocks 6k", "exact"), "lora_6k": ("LoRA 6k", "highlight")}
+lines["matched"] = ("random directions", "accent")
 fig, axes = plt.subplots(2, 2, figsize=(7, 5), sharex=True, sharey=True)
 for row, question in zip(axes, ("rings", "gene_flow"), strict=True):
     for ax, way in zip(row, ("letter", "text"), strict=True):
@@ -258,12 +259,12 @@ fig.supylabel("probability of the right option (%)")
 plt.show()
 
 # %%
-asked_of = ["base", *(model for model in WIKITEXT), "random", "matched"]
-print(f"{'gives the right option most':30}" + "".join(f"{model:>9}" for model in asked_of))
-for question in ("rings", "gene_flow"):
-    for way in ("letter", "text"):
-        right = [asked["headline"][f"{question}_{way}_{model}_right"]["value"] for model in asked_of]
-        print(f"{question.replace('_', ' ')}, {way:18}" + "".join(f"{count:9.0f}" for count in right))
+ways = [(question, way) for question in ("rings", "gene_flow") for way in ("letter", "text")]
+print(f"{'gives the right option most':28}" + "".join(f"{f'{q}, {way}':>18}" for q, way in ways))
+for model in ("base", *WIKITEXT, "random", "matched"):
+    of = {"base": 1, "random": 10, "matched": 10}.get(model, 5)
+    right = [asked["headline"][f"{question}_{way}_{model}_right"]["value"] for question, way in ways]
+    print(f"{model:28}" + "".join(f"{count:12.0f} of {of:2}" for count in right))
 for model in ("cua_6k", "lora_6k", "random", "matched"):
     print(f"{model:8} moves predictions by {quote(asked['headline'][f'{model}_kl'], 3)}")
 

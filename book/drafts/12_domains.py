@@ -47,11 +47,11 @@ if importlib.util.find_spec("cua") is None:
 import matplotlib.pyplot as plt
 import numpy as np
 
-import cua
-from cua.experiments.domains import TEXTS, corpus, cut
+from cua.experiments.domains import TEXTS, corpus, cut, cut_formatting
+from cua.experiments.forgetting import compare
 from cua.experiments.record import ADAPTERS, load_result, quote
+from cua.experiments.trained import attached, final_states
 from cua.llm.domains import to_plain, to_wikitext
-from cua.llm.evaluate import perplexity
 from cua.llm.models import load_model
 from cua.plotting import COLOURS, interval, use_style
 
@@ -69,16 +69,34 @@ article = "Ships\n\nThe '''Ise'''-class cost 1,000.5 yen (then); it wasn't cheap
 print(to_wikitext(article))
 print(to_plain(to_wikitext(article)))
 
+# %% [markdown]
+# An adapter of chapter [7](07_wikitext), which was trained on WikiText and has never seen these articles, on both:
+
 # %%
 model, tokenizer = load_model()
-clothes = ("wikipedia", "wikipedia in wikitext")
-windows = {text: cut(tokenizer, corpus(text, "test"), 3) for text in clothes}
-base = {text: perplexity(model, ids).value for text, ids in windows.items()}
-adapter = cua.load(model, ADAPTERS / "budget_6k" / "exact-seed0")
-for text, ids in windows.items():
-    change = 100 * (perplexity(model, ids).value / base[text] - 1)
-    print(f"{text:22} base perplexity {base[text]:.1f}, with the adapter {change:+.0f} %")
-_ = adapter.detach()
+texts = {clothes: corpus(f"wikipedia in {clothes}", "test") for clothes in ("plain", "wikitext")}
+windows = {clothes: cut(tokenizer, text, 4) for clothes, text in texts.items()}
+formatting = cut_formatting(tokenizer, texts["wikitext"], 4)
+before = {clothes: final_states(model, ids) for clothes, ids in windows.items()}
+with attached(model, ADAPTERS / "budget_6k" / "exact-seed0"):
+    plain = compare(model, before["plain"], windows["plain"])
+    dressed = compare(model, before["wikitext"], windows["wikitext"], formatting)
+for clothes, run in (("plain", plain), ("wikitext", dressed)):
+    base, adapted = (np.exp(sum(run[nll]) / run["tokens"]) for nll in ("base_nll", "nll"))
+    print(f"{clothes:8} clothes: perplexity {base:.1f}, with the adapter {100 * (adapted / base - 1):+.0f} %")
+
+# %% [markdown]
+# TODO reading.
+#
+# In WikiText's clothes one can ask each token whether it is *formatting*: without a letter or digit, and with a character
+# that plain clothes do without. These are the first of them:
+
+# %%
+shown = windows["wikitext"][1, :60]
+print("".join(f"[{tokenizer.decode(t).strip(' ')!r}]" if mark else tokenizer.decode(t) for t, mark in zip(shown, formatting[1], strict=False)))
+gain = sum(dressed["base_nll"]) - sum(dressed["nll"])
+on_formatting = sum(dressed["formatting_base_nll"]) - sum(dressed["formatting_nll"])
+print(f"\n{100 * dressed['formatting_tokens'] / dressed['tokens']:.0f} % of the tokens have {100 * on_formatting / gain:.0f} % of the gain")
 
 # %% [markdown]
 # TODO reading.
@@ -86,18 +104,26 @@ _ = adapter.detach()
 # ## Every text
 #
 # **Recorded** ({download}`forgetting.json <results/forgetting.json>`): adapters trained on WikiText, of chapters
-# [7](07_wikitext) and [11](11_baselines), on ten texts: at most 16 windows of 512 tokens each, three seeds.
-# *Biomedicine* is abstracts of PubMedQA, *mathematics* GSM8K with worked answers, *code* HumanEval with its solutions,
-# *fiction* passages of LAMBADA, *law* questions of MMLU's professional law with the right answer, *news* a small corpus
-# out of a package, *Wikipedia* another. Last, our blocks turned as far as the trained ones, in random directions.
+# [7](07_wikitext) and [11](11_baselines), on ten texts: at most 16 windows of 512 tokens each, three seeds. WikiText and
+# Wikipedia stand in both clothes. *Biomedicine* is abstracts of PubMedQA, *mathematics* GSM8K with worked answers, *code*
+# HumanEval with its solutions (seven windows only), *fiction* passages of LAMBADA, *law* questions of MMLU's professional
+# law with the right answer, *news* a small corpus out of a package. Last, the blocks of the second column in random
+# directions, turned so far that predictions on Wikipedia change as much.
 
 # %%
 other = load_result("forgetting")["headline"]
-MODELS = ("cua_1k", "cua_6k", "cua_25k", "lora_1k", "lora_6k", "lora_25k", "random")
+MODELS = ("cua_1k", "cua_6k", "cua_25k", "lora_1k", "lora_6k", "lora_25k", "matched")
 print(f"{'':22}" + "".join(f"{model:>9}" for model in MODELS))
 for text in TEXTS:
     changes = [other[f"{model}_on_{text.replace(' ', '_')}"]["value"] for model in MODELS]
     print(f"{text:22}" + "".join(f"{change:+8.1f}%" for change in changes))
+
+# %%
+print(f"formatting: {other['formatting_of_wikitext']['value']:.0f} % of WikiText's tokens\n")
+print(f"{'':9} {'its share of the gain':24} perplexity of the rest")
+for model in MODELS[:-1]:
+    share, words = (other[f"{model}_on_wikitext_{key}"] for key in ("formatting_share", "words"))
+    print(f"{model:9} {quote(share, 0):24} {quote(words, 1)}")
 
 # %% [markdown]
 # TODO
@@ -128,9 +154,11 @@ plt.show()
 # ## Does orthogonality protect?
 #
 # An orthogonal block keeps the length of what it turns, and one could hope that it therefore does less harm. To compare
-# fairly, set what an adapter costs on the seven other domains against what it gains on WikiText:
+# fairly, set what an adapter costs on the six other domains against what it gains on WikiText. Beside blocks and LoRA of
+# three sizes there is one adapter of each other method of chapter [11](11_baselines), of about 6,000 parameters; of those
+# OFT is orthogonal as well.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of perplexity over seven domains that an adapter was not trained on (geometric mean), against its change on WikiText; three sizes each, bars 95 % over three seeds. Below zero on both is better on both.", "name": "fig-forgetting"}, "image": {"alt": "Scatter plot of six points joined to two lines, blocks and LoRA, gain on WikiText along x and change elsewhere along y."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of perplexity over six domains that an adapter was not trained on (geometric mean), against its change on WikiText; three sizes each, bars 95 % over three seeds. Below zero on both is better on both.", "name": "fig-forgetting"}, "image": {"alt": "Scatter plot of six points joined to two lines, blocks and LoRA, and four single points, gain on WikiText along x and change elsewhere along y."}}
 fig, ax = plt.subplots()
 for kind, says, colour, marker in (("cua", "blocks", "exact", "o"), ("lora", "LoRA", "highlight", "s")):
     x, y = ([other[f"{kind}_{size}_{where}"] for size in ("1k", "6k", "25k")] for where in ("on_wikitext", "elsewhere"))
@@ -139,13 +167,16 @@ for kind, says, colour, marker in (("cua", "blocks", "exact", "o"), ("lora", "Lo
         interval(ax, here, y=there["value"], color=COLOURS[colour], marker=marker)
         ax.annotate(size, (here["value"], there["value"]), xytext=(6, 6), textcoords="offset points", fontsize=8)
     ax.plot([n["value"] for n in x], [n["value"] for n in y], color=COLOURS[colour], label=says)
+for method, marker in zip(("dora", "oft", "ia3", "vera"), "v^XP", strict=True):
+    x, y = (other[f"{method}_6k_{where}"]["value"] for where in ("on_wikitext", "elsewhere"))
+    ax.plot(x, y, color=COLOURS["base"], marker=marker, linestyle="none", label=f"{method} 6k")
 ax.set(xlabel="change of perplexity on WikiText (%)", ylabel="on other domains (%)")
 ax.legend()
 plt.show()
 
 # %%
 print(f"{'':9} {'elsewhere':22} {'divergence, nats':24} angle, degrees")
-for model in MODELS:
+for model in (*MODELS, "dora_6k", "oft_6k", "ia3_6k", "vera_6k"):
     elsewhere, kl, angle = (other[f"{model}_{key}"] for key in ("elsewhere", "kl", "angle"))
     print(f"{model:9} {quote(elsewhere, 1):22} {quote(kl, 3).replace(' nats', ''):24} {quote(angle, 1).replace(' degrees', '')}")
 
