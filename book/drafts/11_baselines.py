@@ -178,3 +178,12 @@ for method in ("cua", *METHODS):
 # ```{dropdown} Solution
 # 576 + 192 = 768, that is 128 blocks of six parameters. LoRA has no smaller rank than 1; of blocks, one can be taken.
 # ```
+#
+# **2.** A matrix has singular values: how far it stretches the directions that it maps. Which of the methods of the table
+# can change those of $W$?
+#
+# ```{dropdown} Solution
+# $WQ$ and $W$ have the same singular values for every orthogonal $Q$, since $WQ(WQ)^\top = WW^\top$: our blocks and OFT turn
+# what goes in and stretch nothing. All others can change them, as
+# `torch.linalg.svdvals(module.base_layer.weight + module.get_delta_weight("default"))` shows for LoRA.
+# ```
