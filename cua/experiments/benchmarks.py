@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
+from transformers import LlamaForCausalLM
 
 import cua
 from cua.experiments.baseline_selection import METHODS
@@ -48,6 +50,7 @@ METRICS = {  # the one that counts for the mean
 }
 SOME = {name: 4 * EVERY[name] for name in METRICS}
 BASE = "benchmarks_base"
+GROUP = 32  # weights of a row that Q4_1 rounds together
 MATCHED_WINDOWS = 4  # of Wikipedia, on which blocks in random directions change predictions as much as the trained ones
 
 
@@ -56,6 +59,21 @@ def _circuits(adapter: cua.Adapter, device: str) -> AbstractContextManager[None]
     backend = FakeMarrakesh()
     chains = disjoint_paths(backend, 2, cutoff=CUTOFF)
     return run_blocks(adapter, one_after_another(execution(device, chains, DeviceNoise(backend), seed=0)))
+
+
+@torch.no_grad()
+def round_again(model: LlamaForCausalLM, shift: int) -> None:
+    """Round the weights of all projections in place to four bits, as the embedded model's were (Q4_1 of llama.cpp).
+
+    The least and the largest of :data:`GROUP` weights of a row span sixteen steps.  Groups that are moved by ``shift``
+    weights cut the rows elsewhere, so that what has been rounded once is rounded again, by about as much.
+    """
+    for projection in (module for name, module in model.named_modules() if name.endswith("_proj")):
+        weight = projection.weight
+        groups = weight.roll(-shift, 1).unflatten(1, (-1, GROUP))
+        low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+        step = ((high - low) / 15).clamp_min(torch.finfo(weight.dtype).tiny)
+        weight.copy_((((groups - low) / step).round() * step + low).flatten(1).roll(shift, 1))
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,7 @@ class BenchmarkStudy:
         adapter: its folder ``EXPERIMENT/NAME``; none for the base model.
         device: one of :data:`DEVICES`, to run our blocks as circuits; none to multiply matrices.
         draw: seed of random directions for our blocks, see :func:`.trained.matched_scale`; none for the trained ones.
+        rounded: round the weights of the base model once more, see :func:`round_again`.
         every: only every so many of the rows of each benchmark; those without a number are left out.
     """
 
@@ -76,6 +95,7 @@ class BenchmarkStudy:
     adapter: str | None = None
     device: str | None = None
     draw: int | None = None
+    rounded: bool = False
     every: dict[str, int] = field(default_factory=EVERY.copy)
 
     def run(self) -> dict[str, Any]:
@@ -92,6 +112,9 @@ class BenchmarkStudy:
         found = available(every if base is None else base)
         here = {name: source for name, source in found.items() if not source.startswith("–")}
         model, tokenizer = load_model()
+        if self.rounded:
+            round_again(model, GROUP // 2)
+            special |= {"rounded_again_in_groups_of": GROUP}
         options: dict[str, Any] = {}
         if self.draw is not None:
             windows = cut(tokenizer, corpus("wikipedia in plain", "test"), MATCHED_WINDOWS)
@@ -208,6 +231,12 @@ def _study(label: str, what: str, adapter: str, device: str | None = None, **opt
 
 STUDIES = [
     BenchmarkStudy(BASE, "How many questions of each benchmark does the model without an adapter answer?"),
+    BenchmarkStudy(
+        "benchmarks_rounded",
+        "What does one more rounding of the weights to four bits, like that of the embedded model, cost on ARC-Easy?",
+        rounded=True,
+        every={"arc_easy": 1},
+    ),
     *(_study(f"cua_{b}", f"our blocks ({b} parameters)", f"budget_{b}/exact-seed0") for b in ("1k", "6k", "25k")),
     _study("random_6k", "blocks in random directions", "budget_6k/exact-seed0", draw=0),
     _study("cua_6k_copied_signs", "our blocks with copied signs", "budget_6k/sign-constrained-seed0"),

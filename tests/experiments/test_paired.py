@@ -1,9 +1,11 @@
 """Paired questions, by hand and against scipy."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from cua.experiments import benchmarks, record
@@ -80,7 +82,7 @@ def test_the_mean_of_a_headline_is_that_of_all_benchmarks_or_of_some_of_their_ro
 
 
 def test_every_model_has_a_study_and_a_missing_adapter_is_named(monkeypatch, tmp_path):
-    assert len({study.name for study in STUDIES}) == len(STUDIES) == 16
+    assert len({study.name for study in STUDIES}) == len(STUDIES) == 17
     assert set(benchmarks.EVERY) == set(BENCHMARKS)
     for study in STUDIES:
         assert all(every % benchmarks.EVERY[name] == 0 for name, every in study.every.items())
@@ -88,6 +90,19 @@ def test_every_model_has_a_study_and_a_missing_adapter_is_named(monkeypatch, tmp
     lora = next(study for study in STUDIES if study.name == "benchmarks_lora_6k")
     with pytest.raises(FileNotFoundError, match=r"train it with: python -m cua\.experiments baselines"):
         lora.run()
+
+
+def test_rounding_again_moves_weights_by_as_much_as_rounding_once(embedded):
+    """On its own grid the embedded model stays as it is; half a group away it moves by some 7 %, as Q4_1 does."""
+    model = copy.deepcopy(embedded[0])
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    benchmarks.round_again(model, 0)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p, before[name], rtol=1e-5, atol=1e-6)
+    benchmarks.round_again(model, benchmarks.GROUP // 2)
+    for name, p in model.named_parameters():
+        moved = ((p - before[name]).norm() / before[name].norm()).item()
+        assert 0.05 < moved < 0.1 if "_proj" in name else moved == 0
 
 
 def test_the_base_model_comes_first(monkeypatch, tmp_path):
