@@ -24,7 +24,7 @@ from cua.experiments.paired import corrected_and_broken, mean_over_benchmarks, m
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, load_result, point
 from cua.experiments.trained import attached, matched_scale
 from cua.hybrid import run_blocks
-from cua.llm.benchmarks import MAX_LENGTH, available, benchmark, rows_of
+from cua.llm.benchmarks import ANSWER_TOKENS, MAX_LENGTH, available, benchmark, rows_of
 from cua.llm.models import identity, load_model
 from cua.quantum.layout import disjoint_paths
 from cua.quantum.noise import DeviceNoise
@@ -128,6 +128,7 @@ class BenchmarkStudy:
                     "adapters_sha256": digests,
                     "every": {name: every[name] for name in here},
                     "max_length": MAX_LENGTH,
+                    "answer_tokens": ANSWER_TOKENS,
                     "left_out": [name for name in every if name not in here],
                 }
                 | special

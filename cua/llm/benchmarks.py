@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # the harness takes seconds to import, and few who import thi
     from lm_eval.tasks import TaskManager
 
 MAX_LENGTH = 2048  # tokens of context
+ANSWER_TOKENS = 32  # that may be generated; no right answer is longer, and the harness would go on to 256
 BATCH = 16
 
 
@@ -177,6 +178,7 @@ def benchmark(
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=MAX_LENGTH),
             tasks=list(tasks),
             task_manager=TaskManager(include_path=folder, include_defaults=False),
+            gen_kwargs={"max_gen_toks": ANSWER_TOKENS},
             bootstrap_iters=0,
         )
     scores: dict[str, list[float]] = {}
