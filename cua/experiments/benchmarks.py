@@ -25,6 +25,7 @@ from cua.experiments.record import ADAPTERS, Record, adapter_digests, load_resul
 from cua.experiments.trained import attached, matched_scale
 from cua.hybrid import run_blocks
 from cua.llm.benchmarks import ANSWER_TOKENS, MAX_LENGTH, available, benchmark, rows_of
+from cua.llm.benchmarks import METRICS as ALL_METRICS
 from cua.llm.models import identity, load_model
 from cua.quantum.layout import disjoint_paths
 from cua.quantum.noise import DeviceNoise
@@ -167,8 +168,8 @@ def headline(runs: dict[str, Any], base: dict[str, Any] | None, every: dict[str,
             perplexity = float(np.exp(-sum(run["loglikelihood"]) / sum(run["words"])))
             numbers[f"{name}_word_perplexity"] = point(perplexity, "perplexity")
             continue
-        for metric, packed in run.items():
-            answers, label = unpacked(packed), f"{name}_{metric}"
+        for metric in filter(run.__contains__, ALL_METRICS):
+            answers, label = unpacked(run[metric]), f"{name}_{metric}"
             numbers[label] = mean_over_questions(answers)
             if base is not None:
                 before = unpacked(base[name][metric])
@@ -201,7 +202,7 @@ def _asked_of_base(every: dict[str, int]) -> dict[str, Any]:
 def same_questions(base: dict[str, Any], every: dict[str, int]) -> dict[str, Any]:
     """The base model's answers to the questions of another study, of which it was asked all and more."""
     return {
-        name: {metric: packed[:: every[name] // base["config"]["every"][name]] for metric, packed in run.items()}
+        name: {m: run[m][:: every[name] // base["config"]["every"][name]] for m in ALL_METRICS if m in run}
         for name, run in base["runs"].items()
         if name in every
     }
