@@ -128,6 +128,11 @@ for name, (says, metric, guess) in METRICS.items():
 print(f"{'ARC-Easy, by the probability of the whole answer':30} {quote(base['headline']['arc_easy_acc'], 1)}")
 
 # %% [markdown]
+# Only ARC-Easy and LAMBADA are within this model's reach. On MMLU it says "A" to nearly every question, on BoolQ "no",
+# where most answers are "yes". TriviaQA wants an answer in its own words, and a model tuned for chat, asked outside of a
+# chat, mostly ends its turn at once. We keep all five: they are those of the paper's that could be had, and a model that
+# guesses is a good place to see what corrected questions are worth.
+#
 # Is the harness set up rightly? The makers of the model publish zero-shot scores of their own evaluation, with other
 # prompts and other rules: 37.3 % as the mean of ARC's easy and hard questions, 40.9 % on HellaSwag, 29.3 % on MMLU
 # without the letters ([model card](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct)). No number above can be
