@@ -130,7 +130,7 @@ print(f"{'ARC-Easy, by the probability of the whole answer':30} {quote(base['hea
 # %% [markdown]
 # Only ARC-Easy and LAMBADA are within this model's reach. On MMLU it says "A" to nearly every question, on BoolQ "no",
 # where most answers are "yes". TriviaQA wants an answer in its own words, and a model tuned for chat, asked outside of a
-# chat, mostly ends its turn at once. We keep all five: they are those of the paper's that could be had, and a model that
+# chat, mostly ends its turn at once. We keep all five: but for ARC-Easy they are the paper's, and a model that
 # guesses is a good place to see what corrected questions are worth.
 #
 # Is the harness set up rightly? The makers of the model publish zero-shot scores of their own evaluation, with other
