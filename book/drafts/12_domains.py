@@ -48,7 +48,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from cua.experiments.domains import TEXTS, corpus, cut, cut_formatting
-from cua.experiments.forgetting import compare
+from cua.experiments.forgetting import by_formatting, compare
 from cua.experiments.record import ADAPTERS, load_result, quote
 from cua.experiments.trained import attached, final_states
 from cua.llm.domains import to_plain, to_wikitext
@@ -94,9 +94,9 @@ for clothes, run in (("plain", plain), ("wikitext", dressed)):
 # %%
 shown = windows["wikitext"][1, :60]
 print("".join(f"[{tokenizer.decode(t).strip(' ')!r}]" if mark else tokenizer.decode(t) for t, mark in zip(shown, formatting[1], strict=False)))
-gain = sum(dressed["base_nll"]) - sum(dressed["nll"])
-on_formatting = sum(dressed["formatting_base_nll"]) - sum(dressed["formatting_nll"])
-print(f"\n{100 * dressed['formatting_tokens'] / dressed['tokens']:.0f} % of the tokens have {100 * on_formatting / gain:.0f} % of the gain")
+on_formatting, on_words, _ = by_formatting(dressed)
+tokens, gain = dressed["formatting_tokens"] / dressed["tokens"], on_formatting / (on_formatting + on_words)
+print(f"\n{100 * tokens:.0f} % of the tokens have {100 * gain:.0f} % of the gain")
 
 # %% [markdown]
 # TODO reading.

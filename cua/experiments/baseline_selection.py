@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from cua.experiments.bench import GRADIENT_WINDOWS, Bench
+from cua.experiments.budgets import BUDGETS as OURS
 from cua.experiments.placement import EVERY, PROJECTIONS, TRAINING
 from cua.experiments.protocol import percent_change, used
 from cua.experiments.rate_selection import BUDGET as BUDGET_RATES
@@ -39,7 +40,7 @@ BUDGETS = {"1k": 1000, "6k": 6144, "25k": 25920}  # parameters at most
 PLACES = (("v_proj",), ("down_proj",), ("v_proj", "o_proj", "down_proj"), PROJECTIONS)
 DIRECTIONS = 16  # that the slopes of low-rank matrices are means over
 PACE = {"oft": 0.5}  # rates as a multiple of ours where not 1: the K of OFT is half of ours
-STEPS, FIRST_RATE = BUDGET_RATES.steps, 0.01  # of the search for a rate, which starts at our best
+STEPS, FIRST_RATE = BUDGET_RATES.steps, OURS[0].training.learning_rate  # of the search for a rate; ours has been found
 
 
 def _ia3(modules: list[str]) -> IA3Config:
@@ -141,7 +142,7 @@ def run() -> dict[str, Any]:
         }
     )
     spread = train[torch.linspace(0, len(train) - 1, GRADIENT_WINDOWS).long()]
-    slopes = {f"slopes/{method}": (method, PLACES[-1], DIRECTIONS) for method in METHODS}
+    slopes = {f"slopes/{method}": (method, PROJECTIONS, DIRECTIONS) for method in METHODS}
     slopes |= {f"slopes/{method}-one": (method, PLACES[-2], 1) for method in ("lora", "dora")}
     for key in record.missing(slopes):
         started = time.perf_counter()

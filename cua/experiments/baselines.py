@@ -15,7 +15,7 @@ from cua.experiments.baseline_selection import NAME as SELECTION
 from cua.experiments.bench import Bench
 from cua.experiments.budgets import BUDGETS as OURS
 from cua.experiments.protocol import change_over_text, mean_interval, percent_change, used
-from cua.experiments.record import ADAPTERS, Record, load_result, point
+from cua.experiments.record import ADAPTERS, Record, load_complete, load_result, point
 from cua.llm.models import identity
 
 NAME = "baselines"
@@ -32,9 +32,7 @@ def run() -> dict[str, Any]:
         FileNotFoundError: if the selection or a study of ours is missing, naming the command that records it.
         ValueError: if the selection is not complete.
     """
-    selection = load_result(SELECTION)
-    if selection["status"] != "complete":
-        raise ValueError(f"{SELECTION} is not complete; go on with: python -m cua.experiments {SELECTION}")
+    selection = load_complete(SELECTION)
     ours = {label: load_result(study.name)["runs"] for label, study in zip(BUDGETS, OURS, strict=True)}
     chosen = {label: _chosen(selection["runs"], cell) for label, cell in best_places(selection["runs"]).items()}
     full = Bench.prepare(test=True)

@@ -21,11 +21,10 @@ from cua.experiments.budget_circuits import DEVICES, SHOTS, execution, one_after
 from cua.experiments.domains import corpus, cut
 from cua.experiments.noise_frontier import CUTOFF
 from cua.experiments.paired import corrected_and_broken, mean_over_benchmarks, mean_over_questions
-from cua.experiments.record import ADAPTERS, Record, adapter_digests, load_result, point
-from cua.experiments.trained import attached, matched_scale
+from cua.experiments.record import ADAPTERS, Record, adapter_digests, load_complete, point
+from cua.experiments.trained import MATCHED_ON, MATCHED_WINDOWS, attached, matched_scale
 from cua.hybrid import run_blocks
-from cua.llm.benchmarks import ANSWER_TOKENS, MAX_LENGTH, available, benchmark, rows_of
-from cua.llm.benchmarks import METRICS as ALL_METRICS
+from cua.llm.benchmarks import ANSWER_TOKENS, MAX_LENGTH, SCORES, available, benchmark, rows_of
 from cua.llm.models import identity, load_model
 from cua.quantum.layout import disjoint_paths
 from cua.quantum.noise import DeviceNoise
@@ -52,7 +51,6 @@ METRICS = {  # the one that counts for the mean
 SOME = {name: 4 * EVERY[name] for name in METRICS}
 BASE = "benchmarks_base"
 GROUP = 32  # weights of a row that Q4_1 rounds together
-MATCHED_WINDOWS = 4  # of Wikipedia, on which blocks in random directions change predictions as much as the trained ones
 
 
 def _circuits(adapter: cua.Adapter, device: str) -> AbstractContextManager[None]:
@@ -108,7 +106,7 @@ class BenchmarkStudy:
         """
         digests = {} if self.adapter is None else adapter_digests([self.adapter], ADAPTERS)
         every = self.every
-        base = None if self.name == BASE else _asked_of_base(every)
+        base = None if self.name == BASE else same_questions(load_complete(BASE), every)
         special = {"device": self.device, "mitigation": DEVICES[self.device], "shots": SHOTS} if self.device else {}
         found = available(every if base is None else base)
         here = {name: source for name, source in found.items() if not source.startswith("–")}
@@ -118,7 +116,7 @@ class BenchmarkStudy:
             special |= {"rounded_again_in_groups_of": GROUP}
         options: dict[str, Any] = {}
         if self.draw is not None:
-            windows = cut(tokenizer, corpus("wikipedia in plain", "test"), MATCHED_WINDOWS)
+            windows = cut(tokenizer, corpus(MATCHED_ON, "test"), MATCHED_WINDOWS)
             scale = round(matched_scale(model, ADAPTERS / self.adapter, self.draw, windows), 3)
             options = {"draw": self.draw, "scale": scale}
         record = Record(
@@ -168,7 +166,7 @@ def headline(runs: dict[str, Any], base: dict[str, Any] | None, every: dict[str,
             perplexity = float(np.exp(-sum(run["loglikelihood"]) / sum(run["words"])))
             numbers[f"{name}_word_perplexity"] = point(perplexity, "perplexity")
             continue
-        for metric in filter(run.__contains__, ALL_METRICS):
+        for metric in filter(run.__contains__, SCORES):
             answers, label = unpacked(run[metric]), f"{name}_{metric}"
             numbers[label] = mean_over_questions(answers)
             if base is not None:
@@ -192,17 +190,10 @@ def headline(runs: dict[str, Any], base: dict[str, Any] | None, every: dict[str,
     return numbers
 
 
-def _asked_of_base(every: dict[str, int]) -> dict[str, Any]:
-    base = load_result(BASE)
-    if base["status"] != "complete":
-        raise ValueError(f"{BASE} is not complete; go on with: python -m cua.experiments {BASE}")
-    return same_questions(base, every)
-
-
 def same_questions(base: dict[str, Any], every: dict[str, int]) -> dict[str, Any]:
     """The base model's answers to the questions of another study, of which it was asked all and more."""
     return {
-        name: {m: run[m][:: every[name] // base["config"]["every"][name]] for m in ALL_METRICS if m in run}
+        name: {m: run[m][:: every[name] // base["config"]["every"][name]] for m in SCORES if m in run}
         for name, run in base["runs"].items()
         if name in every
     }

@@ -16,13 +16,20 @@ from cua.experiments.baseline_selection import METHODS
 from cua.experiments.domains import ELSEWHERE, TEXTS, WINDOWS, corpus, cut, cut_formatting
 from cua.experiments.protocol import change_over_text, mean_interval, percent_of_nats
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, point
-from cua.experiments.trained import attached, final_states, matched_scale, trained_on_wikitext
+from cua.experiments.trained import (
+    MATCHED_ON,
+    MATCHED_WINDOWS,
+    PATTERN,
+    attached,
+    final_states,
+    matched_scale,
+    trained_on_wikitext,
+)
 from cua.llm.models import identity, load_model
 
 NAME = "forgetting"
 QUESTION = "What does an adapter trained on WikiText cost on other text, and do orthogonal blocks cost less than LoRA?"
-SEEDS, DRAWS, MATCHED_WINDOWS = (0, 1, 2), (0, 1, 2), 4
-PATTERN = "cua_6k/seed0"  # whose blocks are turned in random directions
+SEEDS, DRAWS = (0, 1, 2), (0, 1, 2)
 DRESSED = ("wikitext", "wikipedia in wikitext")
 
 
@@ -101,16 +108,16 @@ def run() -> dict[str, Any]:
         }
     )
     before = {text: final_states(model, windows) for text, windows in tokens.items()}
+    few = cut(tokenizer, tests[MATCHED_ON], MATCHED_WINDOWS)
     drawn = {f"matched/draw{draw}": draw for draw in DRAWS}
     for key in record.missing([*paths, *drawn]):
         started = time.perf_counter()
         folder, options = ADAPTERS / paths.get(key, paths[PATTERN]), {}
         if key in drawn:
-            few = cut(tokenizer, tests["wikipedia in plain"], MATCHED_WINDOWS)
             options = {"draw": drawn[key], "scale": matched_scale(model, folder, drawn[key], few)}
         with attached(model, folder, **options):
             run = {text: compare(model, before[text], ids, marks.get(text)) for text, ids in tokens.items()}
-        record.add(key, run | ({"scale": options["scale"]} if options else {}), time.perf_counter() - started)
+        record.add(key, run | options, time.perf_counter() - started)
         print(f"{key}: {time.perf_counter() - started:.0f} s", flush=True)
     if not record.has(*paths, *drawn):
         return record.result
@@ -136,7 +143,7 @@ def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
             pairs = [(run[text], {"nll": run[text]["base_nll"]}) for run in seeds]
             numbers[f"{name}_over_text"] = change_over_text(pairs)
             if text in DRESSED:
-                parts = [_by_formatting(run[text]) for run in seeds]
+                parts = [by_formatting(run[text]) for run in seeds]
                 numbers[f"{name}_words"] = percent_of_nats([words / count for _, words, count in parts])
                 shares = [100 * marks / (marks + words) for marks, words, _ in parts]
                 numbers[f"{name}_formatting_share"] = mean_interval(shares, "%")
@@ -166,7 +173,7 @@ def _nats(run: dict[str, Any]) -> float:
     return (sum(run["nll"]) - sum(run["base_nll"])) / run["tokens"]
 
 
-def _by_formatting(run: dict[str, Any]) -> tuple[float, float, int]:
+def by_formatting(run: dict[str, Any]) -> tuple[float, float, int]:
     """Change of the summed loss on formatting and on words, and how many tokens are words."""
     marks = sum(run["formatting_nll"]) - sum(run["formatting_base_nll"])
     everything = sum(run["nll"]) - sum(run["base_nll"])

@@ -26,14 +26,8 @@ RESULTS = RECORDS / "results"
 ADAPTERS = RECORDS / "adapters"
 _CODE = ("cua", "pyproject.toml", "requirements.txt")  # results that are being written are no change of it
 _PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy", "gensim")
-_LATER_PACKAGES = (
-    "qiskit",
-    "qiskit-aer",
-    "qiskit-ibm-runtime",
-    "peft",
-    "lm-eval",
-    "sacremoses",
-)  # not in first results
+# Not in the first results.
+_LATER_PACKAGES = ("qiskit", "qiskit-aer", "qiskit-ibm-runtime", "peft", "lm-eval", "sacremoses")
 
 _NUMBER = {"type": ["number", "null"]}
 SCHEMA = {
@@ -110,6 +104,18 @@ def load_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"no recorded result {name!r}; record it with: python -m cua.experiments {name}")
     return json.loads(path.read_text())
+
+
+def load_complete(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """One recorded result that has all its runs.
+
+    Raises:
+        FileNotFoundError, ValueError: if there is none, or not all of it; naming the command that records it.
+    """
+    result = load_result(name, folder)
+    if result["status"] != "complete":
+        raise ValueError(f"{name} is not complete; go on with: python -m cua.experiments {name}")
+    return result
 
 
 def adapter_digests(paths: Iterable[str], folder: Path = ADAPTERS) -> dict[str, str]:

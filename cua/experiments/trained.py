@@ -16,6 +16,9 @@ from cua.llm.loss import distillation_kl
 WIKITEXT = {f"cua_{size}": f"budget_{size}/exact-seed" for size in ("1k", "6k", "25k")}
 WIKITEXT |= {f"lora_{size}": f"baselines/lora/{size}/seed" for size in ("1k", "6k", "25k")}
 
+PATTERN = "cua_6k/seed0"  # whose blocks are turned in random directions
+MATCHED_ON, MATCHED_WINDOWS = "wikipedia in plain", 4  # text of :func:`matched_scale`, and how many windows of it
+
 
 def trained_on_wikitext(seeds: Iterable[int]) -> dict[str, str]:
     """Folders of our adapters and of low-rank ones, by "MODEL/seedN" with the models of :data:`WIKITEXT`."""

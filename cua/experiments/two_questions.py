@@ -12,21 +12,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from scipy.special import softmax
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cua.experiments.domains import corpus, cut
 from cua.experiments.protocol import mean_interval
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, digest, point
-from cua.experiments.trained import WIKITEXT, attached, divergence, final_states, matched_scale, trained_on_wikitext
+from cua.experiments.trained import (
+    MATCHED_ON,
+    MATCHED_WINDOWS,
+    PATTERN,
+    WIKITEXT,
+    attached,
+    divergence,
+    final_states,
+    matched_scale,
+    trained_on_wikitext,
+)
 from cua.llm.benchmarks import rows_of
 from cua.llm.models import identity, load_model
 
 NAME = "two_questions"
 QUESTION = "Are the two corrected questions of MMLU that the paper shows evidence for an adapter?"
 ASKED = {"rings": "Which of the jovian planets have rings?", "gene flow": "Gene flow between populations results in"}
-SEEDS, RANDOM, WINDOWS = (0, 1, 2, 3, 4), 10, 4  # draws; windows of Wikipedia on which predictions change as much
-PATTERN = "cua_6k/seed0"  # whose blocks are turned in random directions
+SEEDS, RANDOM = (0, 1, 2, 3, 4), 10  # draws
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 
 
@@ -57,9 +66,7 @@ def ask(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, row: dict[s
 
 def probability(options: list[dict[str, float]], answer: int, temperature: float) -> float:
     """Of one option among all, sampled at a temperature."""
-    scaled = np.array([option[str(temperature)] for option in options])
-    weights: NDArray[np.float64] = np.exp(scaled - scaled.max())
-    return float(weights[answer] / weights.sum())
+    return float(softmax([option[str(temperature)] for option in options])[answer])
 
 
 def said(options: list[dict[str, float]], temperature: float) -> float:
@@ -78,13 +85,13 @@ def run() -> dict[str, Any]:
     model, tokenizer = load_model()
     rows, source = rows_of("mmlu")
     asked = {label: next(row for row in rows if row["question"] == text) for label, text in ASKED.items()}
-    text = corpus("wikipedia in plain", "test")
-    windows = cut(tokenizer, text, WINDOWS)
+    text = corpus(MATCHED_ON, "test")
+    windows = cut(tokenizer, text, MATCHED_WINDOWS)
     record = Record(
         {
             "name": NAME,
             "question": QUESTION,
-            "config": {"asked": asked, "random": RANDOM, "windows": WINDOWS, "adapters_sha256": digests},
+            "config": {"asked": asked, "random": RANDOM, "windows": MATCHED_WINDOWS, "adapters_sha256": digests},
             "seeds": SEEDS,
             "model": identity(model),
             "data": {

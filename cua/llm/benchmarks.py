@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # the harness takes seconds to import, and few who import thi
 
 MAX_LENGTH = 2048  # tokens of context
 ANSWER_TOKENS = 32  # that may be generated; no right answer is longer, and the harness would go on to 256
-METRICS = ("acc", "acc_norm", "exact_match")  # 1 or 0 for each question
+SCORES = ("acc", "acc_norm", "exact_match")  # 1 or 0 for each question
 BATCH = 16
 
 
@@ -195,7 +195,7 @@ def _scores(sample: dict[str, Any]) -> dict[str, float]:
     if "word_perplexity" in sample:
         loglikelihood, words = sample["word_perplexity"]
         return {"loglikelihood": float(loglikelihood), "words": float(words)}
-    return {metric: float(sample[metric]) for metric in METRICS if metric in sample}
+    return {metric: float(sample[metric]) for metric in SCORES if metric in sample}
 
 
 def _write_tasks(of: Benchmark, rows: datasets.Dataset, folder: Path) -> dict[str, list[int]]:

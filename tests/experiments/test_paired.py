@@ -107,7 +107,7 @@ def test_rounding_again_moves_weights_by_as_much_as_rounding_once(embedded):
 
 
 def test_the_base_model_comes_first(monkeypatch, tmp_path):
-    monkeypatch.setattr(benchmarks, "load_result", lambda name: record.load_result(name, tmp_path))
+    monkeypatch.setattr(benchmarks, "load_complete", lambda name: record.load_complete(name, tmp_path))
     study = next(study for study in STUDIES if study.name == "benchmarks_cua_6k")
     with pytest.raises(FileNotFoundError, match=r"python -m cua\.experiments benchmarks_base"):
         study.run()
@@ -118,7 +118,7 @@ def test_the_base_model_comes_first(monkeypatch, tmp_path):
 
 def test_circuits_answer_some_of_the_base_models_questions(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmarks, "Record", lambda description: record.Record(description, tmp_path))
-    monkeypatch.setattr(benchmarks, "load_result", lambda name: record.load_result(name, tmp_path))
+    monkeypatch.setattr(benchmarks, "load_complete", lambda name: record.load_complete(name, tmp_path))
     studies = {study.name: study for study in STUDIES}
     base = replace(studies["benchmarks_base"], every={"analogies": 35}).run()
     circuits = replace(studies["benchmarks_cua_6k_perfect"], every={"analogies": 70}).run()
