@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 import cua
 from cua.experiments.baseline_selection import METHODS, best_places
 from cua.experiments.baseline_selection import NAME as SELECTION
-from cua.experiments.record import ADAPTERS, Record, adapter_digests, load_result, point
+from cua.experiments.record import ADAPTERS, Record, adapter_digests, load_complete, point
 from cua.experiments.speed import in_turn, peak_bytes, ratio
 from cua.llm.baselines import PeftAdapter
 from cua.llm.data import load_corpus, windows
@@ -48,8 +48,9 @@ def run() -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if the selection or our adapter is missing, naming the command that records it.
+        ValueError: if the selection is not complete.
     """
-    chosen = load_result(SELECTION)["runs"]
+    chosen = load_complete(SELECTION)["runs"]
     places = {label: cell for label, cell in best_places(chosen).items() if label.endswith(f"/{BUDGET}")}
     digests = adapter_digests([OURS])
     plain, tokenizer = load_model()
