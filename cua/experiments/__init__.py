@@ -7,6 +7,7 @@ from cua.experiments import (
     block_readout,
     budget_circuits,
     circuit_speed,
+    clothes,
     compression,
     compression_rates,
     distillation,
@@ -48,6 +49,7 @@ EXPERIMENTS = {
     baseline_cost.NAME: (baseline_cost.QUESTION, baseline_cost.run),
     domains.NAME: (domains.QUESTION, domains.run),
     forgetting.NAME: (forgetting.QUESTION, forgetting.run),
+    clothes.NAME: (clothes.QUESTION, clothes.run),
     **{study.name: (study.question, study.run) for study in BENCHMARK_STUDIES},
     two_questions.NAME: (two_questions.QUESTION, two_questions.run),
 }

@@ -16,6 +16,7 @@ from cua.experiments import (
     benchmarks,
     block_readout,
     budget_circuits,
+    clothes,
     compression,
     compression_rates,
     domains,
@@ -208,6 +209,12 @@ def test_the_headline_of_what_adapters_do_elsewhere_follows_from_the_runs(study)
     result = recorded(study.NAME)
     if result["status"] == "complete":
         assert_same(result["headline"], study.headline(result["runs"]))
+
+
+def test_the_headline_of_the_price_of_clothes_follows_from_the_runs():
+    result = recorded("clothes")
+    if result["status"] == "complete":
+        assert_same(result["headline"], clothes.headline(result["runs"], result["config"]["words"]))
 
 
 def test_the_headline_of_the_two_questions_follows_from_the_answers():

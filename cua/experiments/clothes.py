@@ -1,0 +1,124 @@
+"""The price of WikiText's clothes: the same passages dressed like WikiText and plain, in nats a word.
+
+Perplexities of a text in two clothes cannot be compared, since their tokens differ; the loss of the whole passage can.
+"""
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+
+from cua.experiments.domains import corpus
+from cua.experiments.protocol import mean_interval
+from cua.experiments.record import ADAPTERS, Record, adapter_digests
+from cua.experiments.trained import attached, trained_on_wikitext
+from cua.llm.domains import to_plain
+from cua.llm.models import identity, load_model
+from cua.llm.prefix import SplitModel
+
+NAME = "clothes"
+QUESTION = (
+    "What do WikiText's clothes cost the base model, and how much of that do adapters trained on WikiText take away?"
+)
+SEEDS, MOST = (0, 1, 2), 512  # tokens of a dressed passage at most
+TEXTS = {"wikitext": "wikitext", "wikipedia": "wikipedia in wikitext"}
+CLOTHES = ("dressed", "plain")
+
+
+def passages(tokenizer: PreTrainedTokenizerBase, articles: Iterable[str], most: int = MOST) -> list[dict[str, str]]:
+    """The beginning of every article, "dressed" (as it is, in WikiText's clothes) and "plain".
+
+    As many whole lines as have ``most`` tokens at most when dressed; articles whose first line has more are left out.
+    """
+    found = []
+    for article in articles:
+        dressed = ""
+        for line in article.splitlines(keepends=True):
+            if len(_tokens(tokenizer, dressed + line)) > most:
+                break
+            dressed += line
+        if dressed:
+            found.append({"dressed": dressed, "plain": to_plain(dressed)})
+    return found
+
+
+@torch.no_grad()
+def nats(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, text: str) -> float:
+    """Loss of a whole text, its first token included, which is predicted from a line break."""
+    ids = torch.tensor([_tokens(tokenizer, "\n") + _tokens(tokenizer, text)])
+    split = SplitModel(model, 0)
+    return split.nll(split.below(ids), ids).item()
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+
+def run() -> dict[str, Any]:
+    """The base model and every adapter on every passage, in both clothes.
+
+    Raises:
+        FileNotFoundError: if an adapter is missing, naming the experiment that trains it.
+    """
+    paths = trained_on_wikitext(SEEDS)
+    digests = adapter_digests(paths.values())
+    model, tokenizer = load_model()
+    tests = {name: corpus(text, "test") for name, text in TEXTS.items()}
+    asked = {name: passages(tokenizer, found.documents) for name, found in tests.items()}
+    words = {name: [len(passage["plain"].split()) for passage in found] for name, found in asked.items()}
+    record = Record(
+        {
+            "name": NAME,
+            "question": QUESTION,
+            "config": {"most": MOST, "words": words, "adapters_sha256": digests},
+            "seeds": SEEDS,
+            "model": identity(model),
+            "data": {name: found.provenance() for name, found in tests.items()},
+        }
+    )
+
+    def measure() -> dict[str, dict[str, list[float]]]:
+        return {
+            name: {way: [round(nats(model, tokenizer, passage[way]), 4) for passage in found] for way in CLOTHES}
+            for name, found in asked.items()
+        }
+
+    for key in record.missing(["base", *paths]):
+        started = time.perf_counter()
+        if key == "base":
+            run = measure()
+        else:
+            with attached(model, ADAPTERS / paths[key]):
+                run = measure()
+        record.add(key, run, time.perf_counter() - started)
+        print(f"{key}: {time.perf_counter() - started:.0f} s", flush=True)
+    if not record.has("base", *paths):
+        return record.result
+    return record.finish(headline(record.result["runs"], words))
+
+
+def headline(runs: dict[str, Any], words: dict[str, list[int]]) -> dict[str, dict[str, Any]]:
+    """Nats a word of each passage, in the mean over passages; intervals over passages, of adapters over seeds.
+
+    "price": dressed less plain, of the base model; of an adapter its change in either clothes, and "taken", what its
+    change when dressed is of the price.
+    """
+    numbers = {}
+    for name, counts in words.items():
+        of = {key: {way: np.array(runs[key][name][way]) / counts for way in CLOTHES} for key in sorted(runs)}
+        base = of.pop("base")
+        for way in CLOTHES:
+            numbers[f"base_{name}_{way}"] = mean_interval(base[way], "nats a word")
+        numbers[f"{name}_price"] = mean_interval(base["dressed"] - base["plain"], "nats a word")
+        price = numbers[f"{name}_price"]["value"]
+        for model in dict.fromkeys(key.partition("/")[0] for key in of):
+            seeds = [run for key, run in of.items() if key.startswith(f"{model}/")]
+            changes = {way: [float(np.mean(run[way] - base[way])) for run in seeds] for way in CLOTHES}
+            for way in CLOTHES:
+                numbers[f"{model}_{name}_{way}"] = mean_interval(changes[way], "nats a word")
+            taken = [-100 * change / price for change in changes["dressed"]]
+            numbers[f"{model}_{name}_taken"] = mean_interval(taken, "% of the price")
+    return numbers
