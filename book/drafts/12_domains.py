@@ -178,7 +178,12 @@ fig.colorbar(picture, label="change of perplexity (%)")
 plt.show()
 
 # %% [markdown]
-# TODO
+# TODO: check against the finished record. So far: trained on dressed text (WikiText or Wikipedia) -20 to -22 % on dressed
+# text of either source, 0 to +5 % on the same plain, worse on nearly all other domains (mathematics +8 to +10). Trained
+# on plain text: -7 to -9 % on plain text of either source, about as much on dressed, and -2 to -5 % on biomedicine, law,
+# news and fiction: that is what an adapter can learn of how such prose goes, and it carries over. So clothes, not subject,
+# decide; dressed training text spends the same parameters on formatting and unlearns a little of everything else. Of
+# the gain on WikiText about a third can be had without its clothes.
 #
 # ## Does orthogonality protect?
 #
