@@ -114,15 +114,15 @@ print(f"\n{100 * tokens:.0f} % of the tokens have {100 * gain:.0f} % of the gain
 # split and of ten other Wikipedia articles, up to 512 tokens each when dressed.
 
 # %%
-clothes = load_result("clothes")["headline"]
+priced = load_result("clothes")["headline"]
 for text in ("wikitext", "wikipedia"):
-    dressed, plain = (clothes[f"base_{text}_{way}"]["value"] for way in ("dressed", "plain"))
-    print(f"{text:9}: dressed {dressed:.2f}, plain {plain:.2f}, price {quote(clothes[f'{text}_price'], 2)}")
-print(f"\nchange, nats a word:  {'wikitext dressed':18}{'plain':18}share of the price")
+    way = {way: priced[f"base_{text}_{way}"]["value"] for way in ("dressed", "plain")}
+    print(f"{text:9}: dressed {way['dressed']:.2f}, plain {way['plain']:.2f}, price {quote(priced[f'{text}_price'], 2)}")
+print(f"\n{'wikitext':10} {'change dressed':24} {'change plain':24} of the price")
 for model in WIKITEXT:
-    dressed, plain, taken = (clothes[f"{model}_wikitext_{key}"] for key in ("dressed", "plain", "taken"))
-    changes = "".join(f"{quote(n, 3).replace(' nats a word', ''):24}" for n in (dressed, plain))
-    print(f"{model:10} {changes} {taken['value']:.0f} %")
+    changes = [quote(priced[f"{model}_wikitext_{way}"], 3).replace(" nats a word", "") for way in ("dressed", "plain")]
+    taken = priced[f"{model}_wikitext_taken"]["value"]
+    print(f"{model:10} {changes[0]:24} {changes[1]:24} {taken:.0f} %")
 
 # %% [markdown]
 # TODO reading: price 0.64; ours take half, three quarters, nine tenths of it, and change plain words by 0.02 at most. A

@@ -5,6 +5,7 @@ Perplexities of a text in two clothes cannot be compared, since their tokens dif
 
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 from cua.experiments.domains import corpus
 from cua.experiments.protocol import mean_interval
 from cua.experiments.record import ADAPTERS, Record, adapter_digests
-from cua.experiments.trained import attached, trained_on_wikitext
+from cua.experiments.trained import WIKITEXT, attached, trained_on_wikitext
 from cua.llm.domains import to_plain
+from cua.llm.evaluate import perplexity
 from cua.llm.models import identity, load_model
-from cua.llm.prefix import SplitModel
 
 NAME = "clothes"
 QUESTION = (
@@ -45,12 +46,10 @@ def passages(tokenizer: PreTrainedTokenizerBase, articles: Iterable[str], most: 
     return found
 
 
-@torch.no_grad()
 def nats(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, text: str) -> float:
     """Loss of a whole text, its first token included, which is predicted from a line break."""
     ids = torch.tensor([_tokens(tokenizer, "\n") + _tokens(tokenizer, text)])
-    split = SplitModel(model, 0)
-    return split.nll(split.below(ids), ids).item()
+    return perplexity(model, ids).nll[0]
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -80,19 +79,13 @@ def run() -> dict[str, Any]:
         }
     )
 
-    def measure() -> dict[str, dict[str, list[float]]]:
-        return {
-            name: {way: [round(nats(model, tokenizer, passage[way]), 4) for passage in found] for way in CLOTHES}
-            for name, found in asked.items()
-        }
-
     for key in record.missing(["base", *paths]):
         started = time.perf_counter()
-        if key == "base":
-            run = measure()
-        else:
-            with attached(model, ADAPTERS / paths[key]):
-                run = measure()
+        with attached(model, ADAPTERS / paths[key]) if key in paths else nullcontext():
+            run = {
+                name: {way: [round(nats(model, tokenizer, passage[way]), 4) for passage in found] for way in CLOTHES}
+                for name, found in asked.items()
+            }
         record.add(key, run, time.perf_counter() - started)
         print(f"{key}: {time.perf_counter() - started:.0f} s", flush=True)
     if not record.has("base", *paths):
@@ -108,14 +101,14 @@ def headline(runs: dict[str, Any], words: dict[str, list[int]]) -> dict[str, dic
     """
     numbers = {}
     for name, counts in words.items():
-        of = {key: {way: np.array(runs[key][name][way]) / counts for way in CLOTHES} for key in sorted(runs)}
-        base = of.pop("base")
+        of = {key: {way: np.array(runs[key][name][way]) / counts for way in CLOTHES} for key in runs}
+        base = of["base"]
         for way in CLOTHES:
             numbers[f"base_{name}_{way}"] = mean_interval(base[way], "nats a word")
         numbers[f"{name}_price"] = mean_interval(base["dressed"] - base["plain"], "nats a word")
         price = numbers[f"{name}_price"]["value"]
-        for model in dict.fromkeys(key.partition("/")[0] for key in of):
-            seeds = [run for key, run in of.items() if key.startswith(f"{model}/")]
+        for model in WIKITEXT:
+            seeds = [of[f"{model}/seed{seed}"] for seed in SEEDS]
             changes = {way: [float(np.mean(run[way] - base[way])) for run in seeds] for way in CLOTHES}
             for way in CLOTHES:
                 numbers[f"{model}_{name}_{way}"] = mean_interval(changes[way], "nats a word")
