@@ -6,7 +6,9 @@ and kinds, are measured by :mod:`.forgetting`.
 """
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from cua.experiments.bench import TRAIN_WINDOW, Bench, wikitext_splits
 from cua.experiments.budgets import BUDGETS
 from cua.experiments.placement import TRAINING
 from cua.experiments.protocol import change_over_text, chosen_groups, mean_interval, percent_change, used
-from cua.experiments.record import Record, point
+from cua.experiments.record import ADAPTERS, Record, point
 from cua.llm.data import Corpus, load_corpus, windows
 from cua.llm.domains import DOMAINS, formatting, load_domain, to_plain, to_wikitext
 from cua.llm.models import identity, load_model
@@ -25,6 +27,7 @@ from cua.llm.models import identity, load_model
 NAME = "domains"
 QUESTION = "What does an adapter learn from a text, its subject or its way of writing, and where else does that help?"
 SEEDS, WINDOWS = (0, 1, 2), 16  # windows at most of each text, spread evenly
+RUN, SEEN = 8, 0.2  # words in a row; share of such runs that a test document may have in common with the train split
 STUDY = BUDGETS[1]
 CLOTHES = ("wikitext", "wikitext in plain", "wikipedia in wikitext", "wikipedia in plain")
 ELSEWHERE = tuple(domain for domain in DOMAINS if domain != "wikipedia")
@@ -35,7 +38,7 @@ def corpus(text: str, split: str) -> Corpus:
     """ "train" or "test" of one of :data:`TEXTS`; WikiText's train split is that of :func:`wikitext_splits`.
 
     Plain clothes are what is left when WikiText's are taken off; Wikipedia articles, which have marks of their own, are
-    put into WikiText's first.
+    put into WikiText's first.  Test documents that repeat the train split, see :func:`unseen`, are left out.
     """
     name, _, clothes = text.partition(" in ")
     if name == "wikitext":
@@ -43,11 +46,28 @@ def corpus(text: str, split: str) -> Corpus:
     else:
         found = load_domain(name, split)
     documents = found.documents
+    if split == "test":
+        seen = wikitext_splits()["train"] if name == "wikitext" else load_domain(name, "train")
+        documents = unseen(documents, seen.documents)
     if name == "wikipedia" and clothes:
         documents = tuple(map(to_wikitext, documents))
     if clothes == "plain":
         documents = tuple(map(to_plain, documents))
     return replace(found, name=text, documents=documents)
+
+
+def unseen(documents: Iterable[str], train: Iterable[str]) -> tuple[str, ...]:
+    """Documents of which at most :data:`SEEN` of all runs of :data:`RUN` words are in ``train`` as well.
+
+    Exam questions share their stories, and books their sentences.
+    """
+    known = set().union(*map(_runs, train))
+    return tuple(d for d in documents if len((mine := _runs(d)) & known) <= SEEN * len(mine))
+
+
+def _runs(document: str) -> set[tuple[str, ...]]:
+    words = document.split()
+    return set(zip(*(words[i:] for i in range(RUN)), strict=False))
 
 
 def cut(tokenizer: PreTrainedTokenizerBase, text: Corpus, most: int | None = None) -> Tensor:
@@ -86,6 +106,7 @@ def run() -> dict[str, Any]:
             "config": {
                 "windows": WINDOWS,
                 "window": TRAIN_WINDOW,
+                "unseen": {"run": RUN, "share": SEEN},
                 "adapter": used(STUDY.adapter) | {"blocks": dict(STUDY.blocks)},
                 "training": {k: v for k, v in used(TRAINING).items() if k != "seed"},
             },
@@ -102,7 +123,7 @@ def run() -> dict[str, Any]:
             text, seed = trained[key]
             if text not in benches:
                 benches = {text: Bench(model, tokens | {"train": cut(tokenizer, trains[text])}, {})}
-            run = _fit(benches[text], seed)
+            run = _fit(benches[text], seed, ADAPTERS / NAME / _label(key))
         else:
             bench = Bench(model, tokens, {})
             run = {"texts": {text: bench.measure(text, 0) for text in TEXTS}}
@@ -114,11 +135,11 @@ def run() -> dict[str, Any]:
     return record.finish(headline(record.result["runs"]))
 
 
-def _fit(bench: Bench, seed: int) -> dict[str, Any]:
+def _fit(bench: Bench, seed: int, folder: Path) -> dict[str, Any]:
     groups = chosen_groups(
         bench.gradients(STUDY.adapter.target_modules, STUDY.adapter.side), STUDY.adapter, STUDY.blocks
     )
-    run = bench.fit(STUDY.adapter, replace(TRAINING, seed=seed), None, TEXTS, groups, 0)
+    run = bench.fit(STUDY.adapter, replace(TRAINING, seed=seed), folder, TEXTS, groups, 0)
     texts = {text: run.pop(text) for text in TEXTS[1:]}
     first = {key: run.pop(key) for key in ("perplexity", "tokens", "nll")}  # of the first text
     return run | {"texts": {TEXTS[0]: first} | texts}

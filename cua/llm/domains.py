@@ -14,7 +14,7 @@ from sacremoses import MosesDetokenizer, MosesTokenizer
 from cua.llm.data import EMBEDDED_SPLITS, Corpus, load_corpus, load_rows, share
 
 _HUB: dict[str, tuple[str, str, str, Callable[[dict], str]]] = {
-    "biomedicine": ("qiaojin/PubMedQA", "pqa_labeled", "train", lambda row: row["context"].replace("\n", " ")),
+    "biomedicine": ("qiaojin/PubMedQA", "pqa_labeled", "train", lambda row: _abstract(row["context"])),
     "mathematics": ("openai/gsm8k", "main", "test", lambda row: f"{row['question']}\n{_gsm8k(row['answer'])}"),
     "code": ("openai/openai_humaneval", "openai_humaneval", "test", lambda r: r["prompt"] + r["canonical_solution"]),
     "fiction": ("EleutherAI/lambada_openai", "default", "test", lambda row: row["text"]),
@@ -108,6 +108,13 @@ def _detokenised(words: list[str]) -> str:
 @cache
 def _moses() -> tuple[MosesTokenizer, MosesDetokenizer]:
     return MosesTokenizer("en"), MosesDetokenizer("en")
+
+
+def _abstract(context: str | dict[str, list[str]]) -> str:
+    """Sections under their labels, as on the hub; or one string, with the question and its options left out."""
+    if isinstance(context, str):
+        return context.partition("\nQuestion:")[0].replace("\n", " ")
+    return " ".join(f"{label}. {text}" for label, text in zip(context["labels"], context["contexts"], strict=True))
 
 
 def _gsm8k(answer: str) -> str:

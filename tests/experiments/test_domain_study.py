@@ -7,8 +7,8 @@ import torch
 
 from cua.experiments import domains
 from cua.experiments.bench import Bench
-from cua.experiments.domains import TEXTS, corpus, cut, cut_formatting
-from cua.llm.domains import to_plain, to_wikitext
+from cua.experiments.domains import TEXTS, corpus, cut, cut_formatting, unseen
+from cua.llm.domains import load_domain, to_plain, to_wikitext
 
 
 def test_clothes_go_on_document_by_document():
@@ -40,7 +40,17 @@ def test_windows_are_spread_over_a_long_text_and_all_of_a_short_one(embedded):
     assert torch.equal(some[[0, -1]], everything[[0, -1]])
 
 
-def test_training_here_measures_every_text(frozen, monkeypatch):
+def test_documents_that_repeat_the_train_split_are_left_out():
+    train = ["one two three four five six seven eight nine ten"]
+    mostly, little = f"{train[0]} and more", f"{train[0]} {' '.join(map(str, range(40)))}"
+    assert unseen([train[0], mostly, little, "too short"], train) == (little, "too short")
+    assert unseen([train[0]], []) == (train[0],)
+    news = [load_domain("news", split).documents for split in ("test", "train")]
+    assert corpus("news", "test").documents == unseen(*news)
+    assert len(unseen(*news)) == len(news[0]) - 1, "one of its texts comes twice"
+
+
+def test_training_here_measures_every_text(frozen, monkeypatch, tmp_path):
     tokens = {
         text: torch.randint(97, (2, 16), generator=torch.Generator().manual_seed(i)) for i, text in enumerate(TEXTS)
     }
@@ -48,11 +58,12 @@ def test_training_here_measures_every_text(frozen, monkeypatch):
     small = domains.replace(domains.STUDY, blocks=tuple((projection, 2) for projection, _ in domains.STUDY.blocks))
     monkeypatch.setattr(domains, "STUDY", small)
     monkeypatch.setattr(domains, "TRAINING", domains.replace(domains.TRAINING, steps=3))
-    run = domains._fit(bench, seed=1)
+    run = domains._fit(bench, 1, tmp_path)
     assert tuple(run["texts"]) == TEXTS
     assert run["parameters"] == 36
     assert {"perplexity", "tokens", "nll"} <= run["texts"]["wikitext"].keys()
     assert "perplexity" not in run
+    assert (tmp_path / "adapter.json").is_file()
     assert run["texts"]["law"]["perplexity"] != run["texts"]["code"]["perplexity"]
 
 

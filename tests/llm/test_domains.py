@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from cua.llm.data import DataUnavailable, load_corpus
-from cua.llm.domains import DOMAINS, formatting, load_domain, to_plain, to_wikitext
+from cua.llm.domains import DOMAINS, _abstract, formatting, load_domain, to_plain, to_wikitext
 
 PLAIN = (
     "Ise-class battleship\n\nThe '''Ise''' cost 1,000.5 yen (then); it wasn't cheap.\n\n==Fate==\n\n"
@@ -70,6 +70,18 @@ def test_a_domain_of_the_hub_is_divided_by_document(monkeypatch, tmp_path):
     assert len(load_domain("mathematics", "train").documents) == 16
     with pytest.raises(DataUnavailable, match="no qiaojin/PubMedQA"):
         load_domain("biomedicine")
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        "AIM. To see.\nRESULTS. Seen.\nQuestion: Is it seen?\nA. yes\nB. no\nC. maybe\nAnswer: ",
+        {"labels": ["AIM", "RESULTS"], "contexts": ["To see.", "Seen."]},
+    ],
+    ids=["with a prompt", "as on the hub"],
+)
+def test_an_abstract_has_its_sections_and_no_question(context):
+    assert _abstract(context) == "AIM. To see. RESULTS. Seen."
 
 
 def test_unknown_names_are_refused():
