@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cua.experiments.baseline_selection import BUDGETS, METHODS, best_places, best_rate, tried_rates
+from cua.experiments.baseline_selection import BUDGETS, METHODS, best_places, best_rate, prepare, tried_rates
 from cua.experiments.baseline_selection import NAME as SELECTION
 from cua.experiments.bench import Bench
 from cua.experiments.budgets import BUDGETS as OURS
@@ -58,10 +58,11 @@ def run() -> dict[str, Any]:
             run = bench.measure("test", 0)
         else:
             label, seed = work[key]
-            config = METHODS[label.partition("/")[0]](chosen[label]["modules"])
+            place, modules = chosen[label]["place"], chosen[label]["modules"]
+            config = METHODS[label.partition("/")[0]](modules)
             training = replace(TRAINING, learning_rate=chosen[label]["rate"], seed=seed)
             folder = ADAPTERS / NAME / key if label.startswith("lora/") or seed == 0 else None
-            run = bench.fit_peft(config, training, "test", 0, folder)
+            run = bench.fit_peft(config, training, "test", 0, folder, prepare(bench, place, modules))
         record.add(key, run, time.perf_counter() - started)
         print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
     if not record.has("base", *work):
@@ -70,7 +71,7 @@ def run() -> dict[str, Any]:
 
 
 def _chosen(runs: dict[str, Any], cell: str) -> dict[str, Any]:
-    return {"modules": runs[cell]["modules"], "rate": best_rate(tried_rates(runs, cell))}
+    return {"place": cell, "modules": runs[cell]["modules"], "rate": best_rate(tried_rates(runs, cell))}
 
 
 def headline(runs: dict[str, Any], ours: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """One model with its token windows, and what all runs on it share: hidden states, rotation gradients."""
 
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from cua.llm.baselines import PeftAdapter
 from cua.llm.data import Corpus, DataUnavailable, load_corpus, windows
 from cua.llm.evaluate import Perplexity, perplexity
 from cua.llm.models import load_model
-from cua.llm.placement import rotation_gradients
+from cua.llm.placement import rotation_gradients, weight_gradients
 from cua.llm.prefix import SplitModel
 from cua.llm.train import TrainConfig, train
 
@@ -50,6 +51,7 @@ class Bench:
     _prefixes: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _bases: dict[str, dict[str, Any]] = field(default_factory=dict)
     _gradients: dict[tuple[Any, str], dict[str, Tensor]] = field(default_factory=dict)
+    _weight_gradients: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     @cache
@@ -103,6 +105,15 @@ class Bench:
             self._gradients[targets, side] = rotation_gradients(self.model, spread, config, progress=True)
         return self._gradients[targets, side]
 
+    def weight_gradients(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Of layers' weights on the train split, see :func:`cua.llm.placement.weight_gradients`; measured once."""
+        missing = [name for name in names if name not in self._weight_gradients]
+        if missing:
+            tokens = self.tokens["train"]
+            spread = tokens[torch.linspace(0, len(tokens) - 1, GRADIENT_WINDOWS).long()]
+            self._weight_gradients |= weight_gradients(self.model, spread, missing, progress=True)
+        return {name: self._weight_gradients[name] for name in names}
+
     def fit(
         self,
         config: CUAConfig,
@@ -139,11 +150,17 @@ class Bench:
         names: str | tuple[str, ...],
         layer: int | None = None,
         folder: Path | None = None,
+        prepare: Callable[[PeftAdapter], None] | None = None,
         **options: Any,
     ) -> dict[str, Any]:
-        """:meth:`fit` for an adapter of PEFT; the schedule's seed is that of its initial values as well."""
+        """:meth:`fit` for an adapter of PEFT; the schedule's seed is that of its initial values as well.
+
+        ``prepare`` may change those before training.
+        """
         adapter = PeftAdapter(self.model, config, training.seed)
         try:
+            if prepare is not None:
+                prepare(adapter)
             measured = self._train_and_measure(adapter, training, names, layer, **options)
             if folder is not None:
                 adapter.save(folder)

@@ -5,7 +5,7 @@ from typing import Self
 
 import torch
 from peft import PeftConfig, PeftModel, VeraConfig, get_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from cua.config import layer_number
@@ -18,6 +18,8 @@ class PeftAdapter:
         model: any Llama-family model; its layers are wrapped in place, its own weights frozen.
         config: of PEFT, for example ``LoraConfig(r=1, target_modules=["v_proj"])``.
         seed: of the adapter's initial values, and of VeRA's frozen matrices, where they are random.
+
+    ``modules`` are its parameters by their names on the model, ``n_parameters`` is how many numbers are trained.
     """
 
     def __init__(self, model: LlamaForCausalLM, config: PeftConfig, seed: int = 0) -> None:
@@ -30,14 +32,27 @@ class PeftAdapter:
     def _wrap(self, model: LlamaForCausalLM, wrapped: PeftModel) -> None:
         self.wrapped = wrapped
         self.modules = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.n_parameters = sum(parameter.numel() for parameter in self.modules.values())
 
     def parameters(self) -> list[nn.Parameter]:
         """The trainable parameters."""
         return list(self.modules.values())
 
-    @property
-    def n_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.parameters())
+    def keep(self, masks: dict[str, Tensor]) -> None:
+        """Train only some entries of each parameter; the others keep their values and are not counted.
+
+        Args:
+            masks: by name as in ``modules``, of the parameters' shapes, True for the entries to train.
+
+        Raises:
+            ValueError: if the names or shapes are not those of ``modules``.
+        """
+        shapes = {name: parameter.shape for name, parameter in self.modules.items()}
+        if shapes != {name: mask.shape for name, mask in masks.items()}:
+            raise ValueError("masks need the names and shapes of this adapter's modules, one for each")
+        for name, parameter in self.modules.items():  # Adam leaves an entry alone whose gradient is always zero
+            parameter.register_hook(masks[name].to(parameter.device, parameter.dtype).mul)
+        self.n_parameters = sum(int(mask.sum()) for mask in masks.values())
 
     @property
     def first_layer(self) -> int:

@@ -9,7 +9,7 @@ a layer: with y = Q z and Q = I - K + O(K^2),
 a sum over tokens t.  Blocks are then grown around the largest entries.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from accelerate import PartialState
@@ -74,6 +74,35 @@ def rotation_gradients(
     tokens = len(windows) * (windows.shape[1] - 1)
     totals = ((name, reduce(sums.pop(name), "sum").cpu()) for name in list(sums))  # never both of all layers in memory
     return {name: (total.mT - total) / tokens for name, total in totals}
+
+
+def weight_gradients(
+    model: LlamaForCausalLM, windows: Tensor, names: Iterable[str], *, progress: bool = False
+) -> dict[str, Tensor]:
+    """Gradient of the mean next-token loss with respect to the weights of some layers.
+
+    Args:
+        model: frozen, without adapters on these layers.
+        windows: ``(n, T)`` token ids, of the text to be trained on.
+        names: dotted names of linear layers.
+        progress: show a progress bar.
+
+    Returns:
+        dL/dW by name, of the weights' shapes ``(out, in)``, in nats a token.
+    """
+    weights = {name: model.get_submodule(name).weight for name in names}
+    split = SplitModel(model, 0)
+    tokens = len(windows) * (windows.shape[1] - 1)
+    try:
+        for weight in weights.values():
+            weight.requires_grad_()
+        for ids in tqdm(windows.split(1), desc="weight gradients", unit="window", disable=not progress):
+            (split.nll(split.below(ids), ids.to(model.device)) / tokens).backward()
+        return {name: weight.grad for name, weight in weights.items()}
+    finally:
+        for weight in weights.values():
+            weight.requires_grad_(False)
+            weight.grad = None
 
 
 def choose_groups(gradients: dict[str, Tensor], block_size: int, n_blocks: int) -> dict[str, Tensor]:

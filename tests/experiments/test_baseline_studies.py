@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from cua.experiments import baseline_cost, baseline_selection, baselines
-from cua.experiments.baseline_selection import METHODS, best_places, cells, choose_modules, next_rates, steepest
+from cua.experiments.baseline_selection import (
+    METHODS,
+    best_places,
+    cells,
+    choose_modules,
+    next_rates,
+    prepare,
+    steepest,
+    variants,
+)
+from cua.experiments.bench import Bench
 from cua.llm.baselines import PeftAdapter
 
 
@@ -77,7 +87,7 @@ def test_the_steepest_modules_that_fit_are_chosen():
 
 def test_places_with_the_same_modules_are_tried_once():
     slopes = {"lora": {f"layers.{i}.{p}": (size / (i + 1), size) for p, size in _SIZES.items() for i in range(30)}}
-    found = cells(slopes)
+    found = {key: place for key, place in cells(slopes | {"ia3": {}}).items() if key.startswith("lora")}
     assert found["lora/1k/v_proj"] == ("lora", ["layers.0.v_proj"])
     assert "lora/1k/o_proj" not in found, "one module has more parameters than the budget"
     assert "lora/1k/v_proj+o_proj+down_proj" not in found, "the same module as v_proj alone"
@@ -89,7 +99,7 @@ def test_places_with_the_same_modules_are_tried_once():
 def test_what_slopes_in_one_direction_choose_is_a_candidate_where_it_is_another():
     many = {f"layers.{i}.v_proj": (10.0 - i, 768) for i in range(30)}
     one = many | {"layers.7.v_proj": (20.0, 768)}
-    found = cells({"lora": many, "lora-one": one})
+    found = cells({"lora": many, "lora-one": one, "ia3": {}})
     assert found["lora/1k/v_proj"] == ("lora", ["layers.0.v_proj"])
     assert found["lora/1k/v_proj-one"] == ("lora", ["layers.7.v_proj"])
     assert "lora/25k/v_proj-one" not in found, "all thirty fit"
@@ -97,6 +107,61 @@ def test_what_slopes_in_one_direction_choose_is_a_candidate_where_it_is_another(
     assert best_places(runs) == {"lora/1k": "lora/1k/v_proj-one"}
     assert not baseline_selection.tried_rates(runs, "lora/1k/v_proj")
     assert set(baseline_selection.tried_rates(runs, "lora/1k/v_proj-one")) == {0.02}
+
+
+def test_what_is_left_is_spent_and_modules_are_spread():
+    slopes = {f"layers.{i}.{p}": (size * (9 - i), size) for i in range(6) for p, size in _SIZES.items()}
+    downs = ["layers.0.down_proj", "layers.1.down_proj"]
+    best = {"lora/6k/down_proj": ("lora", downs)}
+    found = variants(best, {"lora": slopes})
+    assert found["lora/6k/down_proj-even"] == ("lora", ["layers.1.down_proj", "layers.4.down_proj"])
+    method, modules = found["lora/6k/down_proj-fill"]
+    assert method == "lora"
+    assert set(modules) == {*downs, "layers.0.v_proj", "layers.0.o_proj"}, "768 and 1,152 of the 1,920 that are left"
+    assert sum(slopes[module][1] for module in modules) <= 6144
+    assert found.keys() == {"lora/6k/down_proj-even", "lora/6k/down_proj-fill"}
+    everything = {f"layers.{i}.v_proj": (1.0, 768) for i in range(2)}
+    assert variants({"lora/6k/v_proj": ("lora", list(everything))}, {"lora": everything}) == {}, "nothing is left"
+
+
+def test_low_rank_matrices_start_along_the_gradient(frozen, windows):
+    names = [f"model.layers.{i}.{p}" for i in (0, 2) for p in ("self_attn.v_proj", "mlp.down_proj")]
+    bench = Bench(frozen, {"train": windows}, {})
+    gradients = bench.weight_gradients(names)
+    adapter = PeftAdapter(frozen, METHODS["lora"](names))
+    prepare(bench, "lora/6k/all-gradient-fill", names)(adapter)
+    frozen(windows[torch.linspace(0, 1, 32).long()], labels=windows[torch.linspace(0, 1, 32).long()]).loss.backward()
+    slopes = baseline_selection.steepest_along_gradient(gradients)
+    for name in names:
+        layer = frozen.get_submodule(name)
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        _, singular, right = torch.linalg.svd(gradients[name])
+        assert a.norm().item() == pytest.approx(3**-0.5)
+        assert abs((a[0] @ right[0]).item()) == pytest.approx(3**-0.5, rel=1e-4)
+        assert b.grad.norm().item() == pytest.approx(3**-0.5 * singular[0].item(), rel=1e-3), "no direction has more"
+        assert slopes[name] == (pytest.approx(b.grad.abs().sum().item(), rel=1e-3), a.numel() + b.numel())
+        assert not b.any()
+    adapter.detach()
+
+
+def test_scales_are_trained_where_their_slopes_are_largest(frozen, windows, monkeypatch):
+    monkeypatch.setitem(baseline_selection.BUDGETS, "6k", 7)
+    names = [f"model.layers.{i}.{p}" for i in range(4) for p in ("self_attn.v_proj", "mlp.down_proj")]
+    bench = Bench(frozen, {"train": windows}, {})
+    ready = prepare(bench, "scales/6k/all", names)
+    adapter = PeftAdapter(frozen, METHODS["scales"](names))
+    frozen(windows[torch.linspace(0, 1, 32).long()], labels=windows[torch.linspace(0, 1, 32).long()]).loss.backward()
+    slopes = torch.cat([p.grad.flatten() for p in adapter.parameters()])
+    found = baseline_selection.scale_slopes(frozen, bench.weight_gradients(names), adapter)
+    torch.testing.assert_close(torch.cat([s.flatten() for s in found.values()]), slopes, rtol=1e-3, atol=1e-6)
+    ready(adapter)
+    assert adapter.n_parameters == 7
+    for parameter in adapter.parameters():
+        parameter.grad = None
+    frozen(windows, labels=windows).loss.backward()
+    left = torch.cat([p.grad.flatten() for p in adapter.parameters()])
+    assert set(left.nonzero().flatten().tolist()) == set(slopes.abs().topk(7).indices.tolist())
+    adapter.detach()
 
 
 _SIZES = {"v_proj": 768, "o_proj": 1152, "down_proj": 2112}

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from peft import LoraConfig, OFTConfig, VeraConfig
+from peft import IA3Config, LoraConfig, OFTConfig, VeraConfig
 
 from cua import CUAConfig, attach
 from cua.llm.baselines import PeftAdapter
@@ -94,3 +94,18 @@ def test_a_bound_is_for_cayley_blocks(llama, windows):
     adapter = PeftAdapter(llama, LoraConfig(**LORA))
     with pytest.raises(ValueError, match=r"max_k_norm=1\.9 bounds Cayley blocks; this adapter is of PEFT"):
         train(llama, adapter, windows, TrainConfig(steps=1, max_k_norm=1.9))
+
+
+def test_entries_that_are_not_kept_do_not_move(llama, windows):
+    adapter = PeftAdapter(llama, IA3Config(target_modules=["v_proj"], feedforward_modules=[]))
+    everything = adapter.n_parameters
+    masks = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in adapter.modules.items()}
+    name = list(masks)[1]
+    masks[name][2] = masks[name][5] = True
+    adapter.keep(masks)
+    assert (everything, adapter.n_parameters) == (4 * 16, 2)
+    train(llama, adapter, windows, TrainConfig(steps=5, learning_rate=0.05))
+    for module, parameter in adapter.modules.items():
+        assert torch.equal(parameter != 1, masks[module])
+    with pytest.raises(ValueError, match="masks need the names and shapes"):
+        adapter.keep({name: masks[name]})

@@ -3,7 +3,7 @@ import torch
 
 from cua import CUAConfig, attach, skew
 from cua.config import SIDES
-from cua.llm.placement import choose_groups, rotation_gradients
+from cua.llm.placement import choose_groups, rotation_gradients, weight_gradients
 from cua.llm.prefix import SplitModel
 
 V_PROJ = [f"model.layers.{i}.self_attn.v_proj" for i in range(4)]
@@ -32,9 +32,20 @@ def test_the_gradient_is_that_of_one_block_of_all_components(make_llama, windows
         torch.testing.assert_close(gradients[name], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_weights_have_the_gradients_of_autograd(make_llama, windows):
+    model = make_llama()
+    model(windows, labels=windows).loss.backward()
+    wanted = {name: model.get_submodule(name).weight.grad for name in (V_PROJ[1], "model.layers.3.mlp.down_proj")}
+    found = weight_gradients(make_llama().requires_grad_(False), windows, wanted)
+    assert list(found) == list(wanted)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6)
+
+
 def test_measuring_leaves_the_model_as_it_was(frozen, windows, snapshot):
     before = snapshot(frozen)
     rotation_gradients(frozen, windows, CUAConfig())
+    weight_gradients(frozen, windows, V_PROJ)
     assert snapshot(frozen) == before
     assert not any(layer._forward_hooks for layer in frozen.modules())
     assert all(parameter.grad is None for parameter in frozen.parameters())
