@@ -21,34 +21,42 @@ from cua.experiments.budget_circuits import DEVICES, SHOTS, execution, one_after
 from cua.experiments.domains import corpus, cut
 from cua.experiments.noise_frontier import CUTOFF
 from cua.experiments.paired import corrected_and_broken, mean_over_benchmarks, mean_over_questions
+from cua.experiments.protocol import mean_interval
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, load_complete, point
 from cua.experiments.trained import MATCHED_ON, MATCHED_WINDOWS, attached, matched_scale
 from cua.hybrid import run_blocks
-from cua.llm.benchmarks import ANSWER_TOKENS, MAX_LENGTH, SCORES, available, benchmark, rows_of
+from cua.llm.benchmarks import ANSWER_TOKENS, CHOICES, MAX_LENGTH, SCORES, available, benchmark, rows_of
 from cua.llm.models import identity, load_model
 from cua.quantum.layout import disjoint_paths
 from cua.quantum.noise import DeviceNoise
 
 EVERY = {
-    "arc_easy": 1,
-    "hellaswag": 8,
-    "boolq": 3,
+    "arc_easy": 2,
+    "hellaswag": 16,
+    "boolq": 6,
     "lambada": 3,
-    "mmlu": 6,
-    "triviaqa": 4,
+    "mmlu": 12,
+    "mmlu_cloze": 24,
+    "triviaqa": 8,
     "wikitext": 3,
     "analogies": 1,
 }
+SOME = {"arc_easy": 4, "hellaswag": 32, "boolq": 12, "lambada": 6, "mmlu_cloze": 48}
+TWO = {"arc_easy": 2, "lambada": 3}  # that are within the model's reach: for other seeds
 ON_CIRCUITS = {"arc_easy": 4, "lambada": 12, "analogies": 1}  # each token takes a simulator 20 ms
-METRICS = {  # the one that counts for the mean
+METRICS = {  # the one that counts
     "arc_easy": "acc_norm",
     "hellaswag": "acc_norm",
     "boolq": "acc",
     "lambada": "acc",
     "mmlu": "acc",
+    "mmlu_cloze": "acc_norm",
     "triviaqa": "exact_match",
+    "analogies": "acc",
 }
-SOME = {name: 4 * EVERY[name] for name in METRICS}
+# To the others a model of this size gives nearly always the same letter or word, or none.
+MEAN = ("arc_easy", "hellaswag", "lambada", "mmlu_cloze")
+DRAWS = range(5)  # of random directions
 BASE = "benchmarks_base"
 GROUP = 32  # weights of a row that Q4_1 rounds together
 
@@ -145,9 +153,8 @@ class BenchmarkStudy:
                     if self.device is not None:
                         stack.enter_context(_circuits(adapter, self.device))
                 scores = benchmark(model, tokenizer, name, every[name])
-            record.add(
-                name, {metric: _packed(values) for metric, values in scores.items()}, time.perf_counter() - started
-            )
+            run = {metric: _packed(metric, values) for metric, values in scores.items()}
+            record.add(name, run, time.perf_counter() - started)
             print(f"{self.name}, {name}: {time.perf_counter() - started:.0f} s", flush=True)
         if not record.has(*here):
             return record.result
@@ -157,8 +164,10 @@ class BenchmarkStudy:
 def headline(runs: dict[str, Any], base: dict[str, Any] | None, every: dict[str, int]) -> dict[str, dict[str, Any]]:
     """Accuracy on each benchmark, over questions; against the base model also the difference, and both directions.
 
-    "mean": over the benchmarks of :data:`METRICS` whose rows could be had, if all were wanted; "some_mean": the same on
-    every so many rows as in :data:`SOME`.
+    "balanced": mean of the accuracies on questions with each of the right options; "constant": of the best answer that
+    is always the same; "most": how often the most frequent answer is given; "silent": how often none is.
+    "logprob_difference": of the right answer's log-probability.  "some_mean": accuracy over the benchmarks of
+    :data:`MEAN` on every so many rows as in :data:`SOME`, where all were asked that could be had.
     """
     numbers = {}
     for name, run in runs.items():
@@ -176,36 +185,54 @@ def headline(runs: dict[str, Any], base: dict[str, Any] | None, every: dict[str,
                 numbers[f"{label}_corrected"] = point(corrected, "questions")
                 numbers[f"{label}_broken"] = point(broken, "questions")
                 numbers[f"{label}_p"] = point(p, "1")
-    if every.keys() >= METRICS.keys():
-        metrics = {name: metric for name, metric in METRICS.items() if name in runs}
-        for label, rows in (("mean", every), ("some_mean", SOME)):
-            mine, before = (
-                [unpacked(model[n][m])[:: rows[n] // every[n]] for n, m in metrics.items()] if model else None
-                for model in (runs, base)
+        if "said" in run:
+            target, said, right = (unpacked(run[key]) for key in ("target", "said", METRICS[name]))
+            options = np.unique(target)
+            balanced = np.mean([right[target == option].mean() for option in options])
+            numbers[f"{name}_balanced"] = point(100 * float(balanced), "%")
+            numbers[f"{name}_constant"] = point(100 * max(np.mean(target == option) for option in options), "%")
+            numbers[f"{name}_most"] = point(100 * float(np.bincount(said).max() / len(said)), "%")
+        if "silent" in run:
+            numbers[f"{name}_silent"] = mean_over_questions(unpacked(run["silent"]))
+        if "logprob" in run and base is not None:
+            numbers[f"{name}_logprob_difference"] = mean_interval(
+                np.subtract(run["logprob"], base[name]["logprob"]), "nats"
             )
-            numbers[label] = mean_over_benchmarks(mine)
-            if before is not None:
-                differences = [now - then for now, then in zip(mine, before, strict=True)]
-                numbers[f"{label}_difference"] = mean_over_benchmarks(differences)
+    asked = [name for name in MEAN if name in runs]
+    if asked and every.keys() >= set(MEAN):
+        mine, before = (
+            [unpacked(model[n][METRICS[n]])[:: SOME[n] // every[n]] for n in asked] if model else None
+            for model in (runs, base)
+        )
+        numbers["some_mean"] = mean_over_benchmarks(mine)
+        if before is not None:
+            differences = [now - then for now, then in zip(mine, before, strict=True)]
+            numbers["some_mean_difference"] = mean_over_benchmarks(differences)
     return numbers
 
 
 def same_questions(base: dict[str, Any], every: dict[str, int]) -> dict[str, Any]:
     """The base model's answers to the questions of another study, of which it was asked all and more."""
     return {
-        name: {m: run[m][:: every[name] // base["config"]["every"][name]] for m in SCORES if m in run}
+        name: {
+            m: run[m][:: every[name] // base["config"]["every"][name]]
+            for m in (*SCORES, *CHOICES, "logprob")
+            if m in run
+        }
         for name, run in base["runs"].items()
         if name in every
     }
 
 
-def _packed(values: list[float]) -> str | list[float]:
-    """Right and wrong answers as one string of digits."""
-    return "".join(str(int(v)) for v in values) if set(values) <= {0.0, 1.0} else [round(v, 4) for v in values]
+def _packed(metric: str, values: list[float]) -> str | list[float]:
+    """Answers as one string of digits."""
+    if metric in SCORES + CHOICES:
+        return "".join(str(int(v)) for v in values)
+    return [round(v, 3) for v in values]
 
 
 def unpacked(answers: str) -> np.ndarray:
-    """1 for each right answer, 0 for each wrong one."""
+    """One digit for each question: 1 if right and 0 if wrong, or the number of an option."""
     return np.array([int(answer) for answer in answers])
 
 
@@ -223,7 +250,11 @@ def _study(label: str, what: str, adapter: str, device: str | None = None, **opt
 
 
 STUDIES = [
-    BenchmarkStudy(BASE, "How many questions of each benchmark does the model without an adapter answer?"),
+    BenchmarkStudy(
+        BASE,
+        "How many questions of each benchmark does the model without an adapter answer?",
+        every=EVERY | {"arc_easy": 1},
+    ),
     BenchmarkStudy(
         "benchmarks_rounded",
         "What does one more rounding of the weights to four bits, like that of the embedded model, cost on ARC-Easy?",
@@ -231,8 +262,15 @@ STUDIES = [
         every={"arc_easy": 1},
     ),
     *(_study(f"cua_{b}", f"our blocks ({b} parameters)", f"budget_{b}/exact-seed0") for b in ("1k", "6k", "25k")),
-    _study("random_6k", "blocks in random directions", "budget_6k/exact-seed0", draw=0),
-    _study("cua_6k_copied_signs", "our blocks with copied signs", "budget_6k/sign-constrained-seed0"),
+    *(
+        _study(f"cua_6k_seed{seed}", f"our blocks of seed {seed}", f"budget_6k/exact-seed{seed}", every=TWO)
+        for seed in (1, 2)
+    ),
+    *(
+        _study(f"random_6k_{d}", f"blocks in random directions, draw {d},", "budget_6k/exact-seed0", draw=d, every=SOME)
+        for d in DRAWS
+    ),
+    _study("cua_6k_copied_signs", "our blocks with copied signs", "budget_6k/sign-constrained-seed0", every=SOME),
     *(
         _study(f"cua_6k_{d}", f"our blocks as circuits ({d})", "budget_6k/exact-seed0", d, every=ON_CIRCUITS)
         for d in DEVICES
@@ -240,6 +278,10 @@ STUDIES = [
     *(
         _study(f"lora_{b}", f"low-rank matrices ({b} parameters)", f"baselines/lora/{b}/seed0")
         for b in ("1k", "6k", "25k")
+    ),
+    *(
+        _study(f"lora_6k_seed{seed}", f"low-rank matrices of seed {seed}", f"baselines/lora/6k/seed{seed}", every=TWO)
+        for seed in (1, 2)
     ),
     *(
         _study(f"{method}_6k", f"adapters of the kind {method}", f"baselines/{method}/6k/seed0", every=SOME)

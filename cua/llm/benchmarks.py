@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
+from scipy.special import log_softmax
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cua.llm.data import DataUnavailable, load_corpus, load_rows
@@ -29,6 +30,7 @@ if TYPE_CHECKING:  # the harness takes seconds to import, and few who import thi
 MAX_LENGTH = 2048  # tokens of context
 ANSWER_TOKENS = 32  # that may be generated; no right answer is longer, and the harness would go on to 256
 SCORES = ("acc", "acc_norm", "exact_match")  # 1 or 0 for each question
+CHOICES = ("target", "said", "silent")  # small whole numbers
 BATCH = 16
 
 
@@ -63,10 +65,13 @@ def _wikitext() -> tuple[datasets.Dataset, str]:
     return datasets.Dataset.from_dict({"page": list(corpus.documents)}), corpus.source
 
 
-def _mmlu_tasks(manager: "TaskManager") -> dict[str, str]:
-    names = (n for n in manager.all_subtasks if n.startswith("mmlu_"))
-    own = (n for n in names if manager.task_index[n].yaml_path.parent.name == "default")
-    return {name.removeprefix("mmlu_"): name for name in own}
+def _mmlu(folder: str) -> Callable[["TaskManager"], dict[str, str]]:
+    def tasks(manager: "TaskManager") -> dict[str, str]:
+        names = (n for n in manager.all_subtasks if n.startswith("mmlu_"))
+        own = (n for n in names if manager.task_index[n].yaml_path.parent.name == folder)
+        return {name.removeprefix("mmlu_").removesuffix(f"_{folder}"): name for name in own}
+
+    return tasks
 
 
 def _analogies() -> tuple[datasets.Dataset, str]:
@@ -100,7 +105,8 @@ BENCHMARKS = {
     "hellaswag": Benchmark(lambda: load_rows("Rowan/hellaswag", "default", "validation"), _single("hellaswag")),
     "boolq": Benchmark(_boolq, _single("boolq")),
     "lambada": Benchmark(lambda: load_rows("EleutherAI/lambada_openai", "default", "test"), _single("lambada_openai")),
-    "mmlu": Benchmark(lambda: load_rows("cais/mmlu", "all", "test"), _mmlu_tasks, "subject"),
+    "mmlu": Benchmark(lambda: load_rows("cais/mmlu", "all", "test"), _mmlu("default"), "subject"),
+    "mmlu_cloze": Benchmark(lambda: load_rows("cais/mmlu", "all", "test"), _mmlu("continuation"), "subject"),
     "triviaqa": Benchmark(
         lambda: load_rows("mandarjoshi/trivia_qa", "rc.nocontext", "validation"), _single("triviaqa")
     ),
@@ -162,8 +168,11 @@ def benchmark(
 
     Returns:
         One number a question, in the order of the rows, by metric: "acc" (1 or 0), "acc_norm" where the task has it
-        (answers compared by their log-likelihood for each character), "exact_match" of generated answers; or, of
-        "wikitext", the log-likelihood in nats and the number of words of each page.
+        (answers compared by their log-likelihood for each character), "exact_match" of generated answers.  Of a choice
+        also "target", the number of the right option, "said", that of the chosen one (by "acc_norm" where there is
+        one), and "logprob", of the right option among all, in nats; of "lambada" its word's log-probability; of
+        generated answers "silent", 1 where nothing was said.  Of "wikitext" only the log-likelihood in nats and the
+        number of words of each page.
 
     Raises:
         DataUnavailable, ValueError: as :func:`rows_of`.
@@ -195,7 +204,20 @@ def _scores(sample: dict[str, Any]) -> dict[str, float]:
     if "word_perplexity" in sample:
         loglikelihood, words = sample["word_perplexity"]
         return {"loglikelihood": float(loglikelihood), "words": float(words)}
-    return {metric: float(sample[metric]) for metric in SCORES if metric in sample}
+    scores = {metric: float(sample[metric]) for metric in SCORES if metric in sample}
+    answers = sample["filtered_resps"]
+    if "exact_match" in scores:
+        return scores | {"silent": float(not answers[0])}
+    values = np.array([loglikelihood for loglikelihood, _ in answers])
+    if len(values) == 1:
+        return scores | {"logprob": float(values[0])}
+    characters = [len(answer) - len(" ") if "acc_norm" in scores else 1 for _, answer in sample["arguments"]]
+    target = int(sample["target"])
+    return scores | {
+        "target": float(target),
+        "said": float(np.argmax(values / characters)),
+        "logprob": float(log_softmax(values)[target]),
+    }
 
 
 def _write_tasks(of: Benchmark, rows: datasets.Dataset, folder: Path) -> dict[str, list[int]]:

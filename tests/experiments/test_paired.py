@@ -61,32 +61,51 @@ def test_a_headline_compares_question_by_question():
     assert [numbers[f"mmlu_acc_{key}"]["value"] for key in ("corrected", "broken", "p")] == [2, 1, 1.0]
     assert numbers["wikitext_word_perplexity"]["value"] == pytest.approx(np.exp(1.8))
     assert set(headline(mine, None, {"mmlu": 6, "wikitext": 3})) == {"mmlu_acc", "wikitext_word_perplexity"}
-    assert unpacked("0110").tolist() == [0, 1, 1, 0]
+    assert unpacked("0140").tolist() == [0, 1, 4, 0]
 
 
-def test_the_mean_of_a_headline_is_that_of_all_benchmarks_or_of_some_of_their_rows():
+def test_a_headline_tells_a_habit_from_knowledge():
+    """Eight questions, right "no" (0) five times; the base model always says "no", and so gets those."""
+    target = "00000111"
+    base = {"boolq": {"acc": "11111000", "target": target, "said": "0" * 8, "logprob": [-0.1] * 5 + [-2.0] * 3}}
+    mine = {"boolq": {"acc": "11110110", "target": target, "said": "00001110", "logprob": [-0.3] * 5 + [-1.0] * 3}}
+    before, numbers = (headline(runs, base, {"boolq": 6}) for runs in (base, mine))
+    assert [before[f"boolq_{key}"]["value"] for key in ("acc", "balanced", "constant", "most")] == [62.5, 50, 62.5, 100]
+    assert numbers["boolq_balanced"]["value"] == pytest.approx(100 * (4 / 5 + 2 / 3) / 2)
+    assert numbers["boolq_most"]["value"] == 62.5
+    change = numbers["boolq_logprob_difference"]
+    assert change["value"] == pytest.approx((5 * -0.2 + 3) / 8)
+    assert change["low"] < change["value"] < change["high"]
+    asked = headline({"triviaqa": {"exact_match": "0010", "silent": "1100"}}, None, {"triviaqa": 8})
+    assert asked["triviaqa_silent"]["value"] == 50
+
+
+def test_the_mean_of_a_headline_is_over_some_rows_of_what_the_model_can_answer():
     base = {name: {metric: "00001111"} for name, metric in benchmarks.METRICS.items()}
-    mine = base | {"mmlu": {"acc": "10001111"}}
+    mine = base | {"mmlu_cloze": {"acc_norm": "10001111"}, "boolq": {"acc": "1" * 8}}
     numbers = headline(mine, base, benchmarks.EVERY)
-    assert numbers["mean"]["value"] == pytest.approx(50 + 100 / 8 / 6)
-    assert numbers["mean_difference"]["value"] == pytest.approx(100 / 8 / 6)
-    assert numbers["some_mean_difference"]["value"] == pytest.approx(100 / 2 / 6), "rows 0 and 4"
-    some = {name: {m: packed[::4] for m, packed in run.items()} for name, run in mine.items()}
+    assert numbers["some_mean"]["value"] == pytest.approx(50 + 25 / 4), "rows 0, 2, 4 and 6; BoolQ does not count"
+    assert numbers["some_mean_difference"]["value"] == pytest.approx(25 / 4)
+    some = {
+        name: {m: packed[::2] for m, packed in run.items()} for name, run in mine.items() if name in benchmarks.SOME
+    }
     noted = {name: run | {"versions": {}} for name, run in base.items()}
     same = benchmarks.same_questions({"config": {"every": benchmarks.EVERY}, "runs": noted}, benchmarks.SOME)
     again = headline(some, same, benchmarks.SOME)
-    assert again["mean_difference"] == again["some_mean_difference"] == numbers["some_mean_difference"]
+    assert again["some_mean_difference"] == numbers["some_mean_difference"]
     there = {name: run for name, run in mine.items() if name != "hellaswag"}
     numbers = headline(there, base, benchmarks.EVERY)
-    assert numbers["mean_difference"]["value"] == pytest.approx(100 / 8 / 5), "HellaSwag could not be had"
-    assert "mean" not in headline({"mmlu": mine["mmlu"]}, base, {"mmlu": 6})
+    assert numbers["some_mean_difference"]["value"] == pytest.approx(25 / 3), "HellaSwag could not be had"
+    assert "some_mean" not in headline({"mmlu": mine["mmlu"]}, base, {"mmlu": 6})
 
 
 def test_every_model_has_a_study_and_a_missing_adapter_is_named(monkeypatch, tmp_path):
-    assert len({study.name for study in STUDIES}) == len(STUDIES) == 17
+    assert len({study.name for study in STUDIES}) == len(STUDIES) == 26
     assert set(benchmarks.EVERY) == set(BENCHMARKS)
     for study in STUDIES:
-        assert all(every % benchmarks.EVERY[name] == 0 for name, every in study.every.items())
+        assert all(every % STUDIES[0].every[name] == 0 for name, every in study.every.items()), "the base was asked"
+        if study.every.keys() >= set(benchmarks.MEAN):
+            assert all(every % study.every[name] == 0 for name, every in benchmarks.SOME.items() if name in study.every)
     monkeypatch.setattr(benchmarks, "ADAPTERS", tmp_path)
     lora = next(study for study in STUDIES if study.name == "benchmarks_lora_6k")
     with pytest.raises(FileNotFoundError, match=r"train it with: python -m cua\.experiments baselines"):
@@ -130,10 +149,10 @@ def test_circuits_answer_some_of_the_base_models_questions(monkeypatch, tmp_path
     after = circuits["runs"]["analogies"]["acc"]
     corrected = sum(b < a for b, a in zip(before, after, strict=True))
     assert circuits["headline"]["analogies_acc_corrected"]["value"] == corrected
-    random = replace(studies["benchmarks_random_6k"], every={"analogies": 35})
+    random = replace(studies["benchmarks_random_6k_1"], every={"analogies": 35})
     monkeypatch.setattr(benchmarks, "MATCHED_WINDOWS", 1)
     drawn = random.run()
-    assert drawn["config"]["draw"] == 0
+    assert drawn["config"]["draw"] == 1
     assert 0.3 < drawn["config"]["scale"] < 1.5
     more = replace(studies["benchmarks_cua_1k"], every={"analogies": 70, "arc_easy": 1}).run()
     assert list(more["runs"]) == ["analogies"], "the base model was not asked the others"

@@ -4,7 +4,7 @@ import datasets
 import pytest
 import torch
 
-from cua.llm.benchmarks import BENCHMARKS, available, benchmark, rows_of
+from cua.llm.benchmarks import BENCHMARKS, _scores, available, benchmark, rows_of
 from cua.llm.data import DataUnavailable
 
 
@@ -30,14 +30,16 @@ def test_analogies_are_140_questions_with_one_right_answer_each():
 
 def test_a_choice_is_scored_by_its_log_likelihood(embedded):
     model, tokenizer = embedded
-    scores = benchmark(model, tokenizer, "analogies", every=35)["acc"]
+    scores = benchmark(model, tokenizer, "analogies", every=35)
     rows, _ = rows_of("analogies", 35)
-    by_hand = []
-    for row in rows:
+    for i, row in enumerate(rows):
         values = [loglikelihood(model, tokenizer, row["query"], f" {word}") for word in row["words"]]
-        by_hand.append(float(max(range(4), key=values.__getitem__) == row["label"]))
-    assert scores == by_hand
-    assert len(scores) == 4
+        said = max(range(4), key=values.__getitem__)
+        assert (scores["said"][i], scores["target"][i]) == (said, row["label"])
+        assert scores["acc"][i] == (said == row["label"])
+        share = torch.tensor(values).log_softmax(0)[row["label"]].item()
+        assert scores["logprob"][i] == pytest.approx(share, abs=1e-3)
+    assert {len(values) for values in scores.values()} == {4}
 
 
 @pytest.fixture
@@ -87,6 +89,18 @@ def test_subjects_keep_the_order_of_the_rows(copy, embedded):
     assert scores == by_hand
 
 
+def test_answers_are_compared_by_the_character(copy, embedded):
+    """MMLU asked for the answer itself: the harness's acc_norm divides by the length of each option."""
+    model, tokenizer = embedded
+    scores = benchmark(model, tokenizer, "mmlu_cloze")
+    for i, row in enumerate(rows_of("mmlu_cloze")[0]):
+        prompt = f"The following are questions (with answers) about {row['subject']}.\n\n"
+        prompt += f"Question: {row['question']}\nAnswer:"
+        values = [loglikelihood(model, tokenizer, prompt, f" {c}") / len(c) for c in row["choices"]]
+        assert scores["said"][i] == max(range(4), key=values.__getitem__)
+        assert scores["acc_norm"][i] == (scores["said"][i] == 0)
+
+
 def test_pages_are_scored_without_wikitexts_spacing(copy, embedded):
     model, tokenizer = embedded
     scores = benchmark(model, tokenizer, "wikitext")
@@ -106,6 +120,13 @@ def test_what_is_missing_is_named(copy):
     assert "has no Rowan/hellaswag" in found["hellaswag"]
     with pytest.raises(DataUnavailable, match="google/boolq"):
         rows_of("boolq")
+
+
+def test_a_word_has_its_log_probability_and_no_answer_is_noted():
+    word = {"acc": 1, "perplexity": -0.5, "filtered_resps": [(-0.5, True)], "target": " signs"}
+    assert _scores(word) == {"acc": 1, "logprob": -0.5}
+    for answer, silent in (("", 1), ("Onion", 0)):
+        assert _scores({"exact_match": 0.0, "filtered_resps": [answer]}) == {"exact_match": 0, "silent": silent}
 
 
 def test_an_unknown_benchmark_is_refused():
