@@ -1,12 +1,15 @@
 """The two questions of MMLU that the paper shows, in full: every option, every seed, and adapters that learned nothing.
 
-Two ways to ask: as the harness does, for the letter of the answer, and for the answer itself.  What a sampled answer
-would be is computed, not sampled: at temperature T a model says an option with the product of its tokens' probabilities
-softmax(logits / T), and what is reported is that among the four options, and their sum.
+Two ways to ask, both with the four options listed as the harness does: for the letter of the answer, and for the answer
+itself.  Small models say the same letter to anything, so each question is asked with its options in all 24 orders, and
+what is reported is the mean.  What a sampled answer would be is computed, not sampled: at temperature T a model says an
+option with the product of its tokens' probabilities softmax(logits / T); that among the four options is reported, and
+their sum.
 The random adapters have the trained one's components.  "random" turns every block as far as training did, in a
 direction drawn at random; "matched" so far that the model's predictions change as much as by training.
 """
 
+import itertools
 import time
 from typing import Any
 
@@ -17,7 +20,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from cua.experiments.domains import corpus, cut
 from cua.experiments.protocol import mean_interval
-from cua.experiments.record import ADAPTERS, Record, adapter_digests, digest, point
+from cua.experiments.record import ADAPTERS, Record, adapter_digests, digest
 from cua.experiments.trained import (
     MATCHED_ON,
     MATCHED_WINDOWS,
@@ -37,41 +40,63 @@ QUESTION = "Are the two corrected questions of MMLU that the paper shows evidenc
 ASKED = {"rings": "Which of the jovian planets have rings?", "gene flow": "Gene flow between populations results in"}
 SEEDS, RANDOM = (0, 1, 2, 3, 4), 10  # draws
 TEMPERATURES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
+ORDERS = tuple(itertools.permutations(range(4)))
 
 
-def loglikelihood(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str
-) -> dict[str, float]:
-    """Log-probability of the answer's tokens after the prompt, in nats, by the temperature that they are sampled at."""
-    start = len(tokenizer(prompt).input_ids)
-    ids = tokenizer(prompt + answer, return_tensors="pt").input_ids
+def loglikelihoods(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, prompt: str, answers: list[str]
+) -> np.ndarray:
+    """Log-probability of each answer's tokens after the prompt, in nats, at each of :data:`TEMPERATURES`.
+
+    Returns:
+        ``(answers, temperatures)``
+    """
+    before = tokenizer(prompt).input_ids
+    ids = [torch.tensor(tokenizer(prompt + answer).input_ids[len(before) :]) for answer in answers]
+    rows = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
     with torch.no_grad():
-        logits = model(ids).logits[0, start - 1 : -1]
-    at = {t: (logits / t).log_softmax(-1).gather(-1, ids[0, start:, None]).sum().item() for t in TEMPERATURES}
-    return {str(t): round(value, 5) for t, value in at.items()}
+        start = model(torch.tensor([before]), use_cache=True)
+        start.past_key_values.batch_repeat_interleave(len(rows))
+        rest = model(rows, past_key_values=start.past_key_values).logits[:, :-1]
+    logits = torch.cat([start.logits[:, -1:].expand(len(rows), -1, -1), rest], 1)
+    at = [(logits / t).log_softmax(-1).gather(-1, rows[..., None])[..., 0] for t in TEMPERATURES]
+    found = [[chances[i, : len(answer)].sum().item() for chances in at] for i, answer in enumerate(ids)]
+    return np.array(found)
 
 
 def ask(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> dict[str, Any]:
-    """Log-probability of each option of a question by temperature, as "letter" and as "text"."""
+    """A question in every order of its options, for the "letter" and for the "text" of the answer.
+
+    Returns:
+        Of both ways means over the orders: "share", by temperature the probability of each option among all four, in
+        the order of the row; "said", that of any of them at temperature 1; "first", in which part of the orders each is
+        the most probable.
+    """
     subject, question = row["subject"].replace("_", " "), row["question"].strip()
-    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", row["choices"], strict=True))
-    prompt = (
-        f"The following are multiple choice questions (with answers) about {subject}.\n\n{question}\n{listed}\nAnswer:"
-    )
+    found: dict[str, list[np.ndarray]] = {"letter": [], "text": []}
+    for order in ORDERS:
+        choices = [row["choices"][i] for i in order]
+        listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", choices, strict=True))
+        prompt = (
+            f"The following are multiple choice questions (with answers) about {subject}.\n\n"
+            f"{question}\n{listed}\nAnswer:"
+        )
+        for way, answers in (("letter", "ABCD"), ("text", choices)):
+            nats = loglikelihoods(model, tokenizer, prompt, [f" {answer}" for answer in answers])
+            found[way].append(nats[np.argsort(order)])  # back in the order of the row
+    return {way: summary(np.array(nats)) for way, nats in found.items()}
+
+
+def summary(nats: np.ndarray) -> dict[str, Any]:
+    """Of log-probabilities ``(orders, options, temperatures)``, see :func:`ask`."""
+    share = softmax(nats, axis=1).mean(0).round(5)
+    at_one = nats[:, :, TEMPERATURES.index(1.0)]
+    first = np.bincount(at_one.argmax(1), minlength=nats.shape[1]) / len(nats)
     return {
-        "letter": [loglikelihood(model, tokenizer, prompt, f" {letter}") for letter in "ABCD"],
-        "text": [loglikelihood(model, tokenizer, f"Question: {question}\nAnswer:", f" {c}") for c in row["choices"]],
+        "share": {str(t): share[:, i].tolist() for i, t in enumerate(TEMPERATURES)},
+        "said": float(f"{np.exp(at_one).sum(1).mean():.4g}"),  # may be as little as 1e-10
+        "first": first.round(5).tolist(),
     }
-
-
-def probability(options: list[dict[str, float]], answer: int, temperature: float) -> float:
-    """Of one option among all, sampled at a temperature."""
-    return float(softmax([option[str(temperature)] for option in options])[answer])
-
-
-def said(options: list[dict[str, float]], temperature: float) -> float:
-    """Probability of any of the options, sampled at a temperature; the rest is all else that a model may say."""
-    return float(np.exp([option[str(temperature)] for option in options]).sum())
 
 
 def run() -> dict[str, Any]:
@@ -126,24 +151,23 @@ def headline(runs: dict[str, Any], answers: dict[str, int]) -> dict[str, dict[st
     """Of each model: probability of the right option by question, way of asking and temperature, in per cent.
 
     The mean over seeds with its interval; of random adapters the mean with the smallest and the largest of all.
-    "right": how many of them give the right option the highest probability; "said": probability of any option at
+    "right": in how many orders of the options the right one is the most probable; "said": probability of any option at
     temperature 1; "kl": divergence of their predictions from the base model's.
     """
     models = {"base": ["base"], **{model: [f"{model}/seed{seed}" for seed in SEEDS] for model in WIKITEXT}}
     models |= {kind: [f"{kind}/{draw}" for draw in range(RANDOM)] for kind in ("random", "matched")}
     numbers = {}
     for model, keys in models.items():
-        summary = _range if model in ("random", "matched") else mean_interval
+        over = _range if model in ("random", "matched") else mean_interval
         if model != "base":
-            numbers[f"{model}_kl"] = summary([runs[key]["kl"] for key in keys], "nats")
+            numbers[f"{model}_kl"] = over([runs[key]["kl"] for key in keys], "nats")
         for label, answer in answers.items():
             for way in ("letter", "text"):
-                name, options = f"{label.replace(' ', '_')}_{way}_{model}", [runs[key][label][way] for key in keys]
-                right = [int(np.argmax([option["1.0"] for option in each])) == answer for each in options]
-                numbers[f"{name}_right"] = point(sum(right), "models")
-                numbers[f"{name}_said"] = summary([100 * said(each, 1.0) for each in options], "%")
+                name, asked = f"{label.replace(' ', '_')}_{way}_{model}", [runs[key][label][way] for key in keys]
+                numbers[f"{name}_right"] = over([100 * each["first"][answer] for each in asked], "% of orders")
+                numbers[f"{name}_said"] = over([100 * each["said"] for each in asked], "%")
                 for t in TEMPERATURES:
-                    numbers[f"{name}_{t}"] = summary([100 * probability(each, answer, t) for each in options], "%")
+                    numbers[f"{name}_{t}"] = over([100 * each["share"][str(t)][answer] for each in asked], "%")
     return numbers
 
 
