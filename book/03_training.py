@@ -261,8 +261,8 @@ plt.show()
 
 # %% [markdown]
 # The intervals above are over *training seeds*: how much would another run differ? A second question is how much another
-# *text* would differ. For that, average the runs and compare base and adapter window by window. (Windows are treated as
-# independent; neighbours share an article, so these intervals are somewhat too narrow.)
+# *text* would differ. For that, average the runs and compare base and adapter window by window. (Neighbouring windows
+# share an article and change alike, so the interval is over thirty groups of ten neighbours.)
 
 # %%
 for name, study in studies.items():

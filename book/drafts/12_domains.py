@@ -50,7 +50,7 @@ import numpy as np
 from cua.experiments.domains import TEXTS, corpus, cut, cut_formatting
 from cua.experiments.forgetting import by_formatting, compare
 from cua.experiments.record import ADAPTERS, load_result, quote
-from cua.experiments.trained import WIKITEXT, attached, final_states
+from cua.experiments.trained import WIKITEXT, attached, last_states
 from cua.llm.domains import to_plain, to_wikitext
 from cua.llm.models import load_model
 from cua.plotting import COLOURS, interval, use_style
@@ -77,7 +77,7 @@ model, tokenizer = load_model()
 texts = {clothes: corpus(f"wikipedia in {clothes}", "test") for clothes in ("plain", "wikitext")}
 windows = {clothes: cut(tokenizer, text, 4) for clothes, text in texts.items()}
 formatting = cut_formatting(tokenizer, texts["wikitext"], 4)
-before = {clothes: final_states(model, ids) for clothes, ids in windows.items()}
+before = {clothes: last_states(model, ids) for clothes, ids in windows.items()}
 with attached(model, ADAPTERS / "budget_6k" / "exact-seed0"):
     plain = compare(model, before["plain"], windows["plain"])
     dressed = compare(model, before["wikitext"], windows["wikitext"], formatting)

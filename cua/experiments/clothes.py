@@ -96,8 +96,8 @@ def run() -> dict[str, Any]:
 def headline(runs: dict[str, Any], words: dict[str, list[int]]) -> dict[str, dict[str, Any]]:
     """Nats a word of each passage, in the mean over passages; intervals over passages, of adapters over seeds.
 
-    "price": dressed less plain, of the base model; of an adapter its change in either clothes, and "taken", what its
-    change when dressed is of the price.
+    "price": dressed less plain, of the base model; of an adapter its change in either clothes, and "taken", by how much
+    it makes the price smaller.
     """
     numbers = {}
     for name, counts in words.items():
@@ -112,6 +112,6 @@ def headline(runs: dict[str, Any], words: dict[str, list[int]]) -> dict[str, dic
             changes = {way: [float(np.mean(run[way] - base[way])) for run in seeds] for way in CLOTHES}
             for way in CLOTHES:
                 numbers[f"{model}_{name}_{way}"] = mean_interval(changes[way], "nats a word")
-            taken = [-100 * change / price for change in changes["dressed"]]
+            taken = [100 * (plain - dressed) / price for dressed, plain in zip(*changes.values(), strict=True)]
             numbers[f"{model}_{name}_taken"] = mean_interval(taken, "% of the price")
     return numbers

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from cua.experiments.bench import TRAIN_WINDOW, Bench, wikitext_splits
 from cua.experiments.budgets import BUDGETS
 from cua.experiments.placement import TRAINING
-from cua.experiments.protocol import change_over_text, chosen_groups, mean_interval, percent_change, used
+from cua.experiments.protocol import change_over_seeds_and_text, chosen_groups, used
 from cua.experiments.record import ADAPTERS, Record, point
 from cua.llm.data import Corpus, load_corpus, windows
 from cua.llm.domains import DOMAINS, formatting, load_domain, to_plain, to_wikitext
@@ -146,16 +146,14 @@ def _fit(bench: Bench, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Base perplexity of every text; its change by what the adapter was trained on, over seeds and over text."""
+    """Base perplexity of every text; its change by what the adapter was trained on, for other seeds and other text."""
     base = runs["base"]["texts"]
     numbers = {f"base_{_label(text)}": point(base[text]["perplexity"], "perplexity") for text in TEXTS}
     for trained_on in TEXTS:
         mine = [runs[f"{trained_on}/seed{seed}"]["texts"] for seed in SEEDS]
         for text in TEXTS:
-            name = f"change_{_label(trained_on)}_on_{_label(text)}"
             pairs = [(run[text], base[text]) for run in mine]
-            numbers[name] = mean_interval([percent_change(*pair) for pair in pairs], "%")
-            numbers[f"{name}_over_text"] = change_over_text(pairs)
+            numbers[f"change_{_label(trained_on)}_on_{_label(text)}"] = change_over_seeds_and_text([pairs])
     return numbers
 
 

@@ -14,14 +14,14 @@ from transformers import LlamaForCausalLM
 
 from cua.experiments.baseline_selection import METHODS
 from cua.experiments.domains import ELSEWHERE, TEXTS, WINDOWS, corpus, cut, cut_formatting
-from cua.experiments.protocol import change_over_text, mean_interval, percent_of_nats
+from cua.experiments.protocol import change_over_seeds_and_text, mean_interval, percent_of_nats
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, point
 from cua.experiments.trained import (
     MATCHED_ON,
     MATCHED_WINDOWS,
     PATTERN,
     attached,
-    final_states,
+    last_states,
     matched_scale,
     trained_on_wikitext,
 )
@@ -41,20 +41,20 @@ def compare(
 
     Args:
         model: with an adapter.
-        before: :func:`.trained.final_states` of the model without.
+        before: :func:`.trained.last_states` of the model without.
         windows: ``(n, T)`` token ids.
         formatting: ``(n, T)``, which of them are formatting, see :func:`.domains.cut_formatting`.
 
     Returns:
         "nll", "base_nll" and "kl" (of the base model's next-token distribution from the model's) in nats, summed over
-        each window; "tokens" predicted; and of hidden states after the final norm, mean over all tokens: "angle"
+        each window; "tokens" predicted; and of hidden states after the last layer, mean over all tokens: "angle"
         between the two models' in degrees, and "length", that of the model's relative to the base model's.  With
         ``formatting`` also "formatting_nll" and "formatting_base_nll", the part of the losses that such tokens have,
         and "formatting_tokens".
     """
     found: dict[str, list[float]] = {}
-    for i, (ids, h, b) in enumerate(zip(windows, final_states(model, windows), before, strict=True)):
-        log_q, log_p = (model.lm_head(states[0, :-1]).log_softmax(-1) for states in (h, b))
+    for i, (ids, h, b) in enumerate(zip(windows, last_states(model, windows), before, strict=True)):
+        log_q, log_p = (model.lm_head(model.model.norm(states[0, :-1])).log_softmax(-1) for states in (h, b))
         nll, base_nll = (-log.gather(-1, ids[1:, None])[:, 0] for log in (log_q, log_p))
         cosine = torch.cosine_similarity(h.double(), b.double(), dim=-1)
         of_window = {
@@ -107,7 +107,7 @@ def run() -> dict[str, Any]:
             "data": {text: found.provenance() for text, found in tests.items()},
         }
     )
-    before = {text: final_states(model, windows) for text, windows in tokens.items()}
+    before = {text: last_states(model, windows) for text, windows in tokens.items()}
     few = cut(tokenizer, tests[MATCHED_ON], MATCHED_WINDOWS)
     drawn = {f"matched/draw{draw}": draw for draw in DRAWS}
     for key in record.missing([*paths, *drawn]):
@@ -125,29 +125,28 @@ def run() -> dict[str, Any]:
 
 
 def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of every model, over its seeds: change of perplexity on each text (also over text), and over all domains.
+    """Of every model the change of perplexity on each text and over all domains, for other seeds and other text.
 
     "elsewhere": geometric mean over :data:`.domains.ELSEWHERE` of the change; "kl", "angle" and "length": means over
-    them.  "words": change of perplexity on what is not formatting; "formatting_share": of the gain, how much formatting
-    has.  "against_lora": ours to low-rank ones of the same size, seed by seed.
+    them, with intervals over seeds.  "words": change of perplexity on what is not formatting; "formatting_share": of
+    the gain, how much formatting has; both over seeds.  "against_lora": ours to low-rank ones of the same size, seed by
+    seed.
     """
     numbers = {}
     models: dict[str, list[dict[str, Any]]] = {}
     for key in sorted(runs):  # seed by seed
         models.setdefault(key.partition("/")[0], []).append(runs[key])
-    changes = {model: {text: [_nats(run[text]) for run in seeds] for text in TEXTS} for model, seeds in models.items()}
     for model, seeds in models.items():
+        pairs = {text: [(run[text], {"nll": run[text]["base_nll"]}) for run in seeds] for text in TEXTS}
         for text in TEXTS:
             name = f"{model}_on_{text.replace(' ', '_')}"
-            numbers[name] = percent_of_nats(changes[model][text])
-            pairs = [(run[text], {"nll": run[text]["base_nll"]}) for run in seeds]
-            numbers[f"{name}_over_text"] = change_over_text(pairs)
+            numbers[name] = change_over_seeds_and_text([pairs[text]])
             if text in DRESSED:
                 parts = [by_formatting(run[text]) for run in seeds]
                 numbers[f"{name}_words"] = percent_of_nats([words / count for _, words, count in parts])
                 shares = [100 * marks / (marks + words) for marks, words, _ in parts]
                 numbers[f"{name}_formatting_share"] = mean_interval(shares, "%")
-        numbers[f"{model}_elsewhere"] = percent_of_nats(_elsewhere(changes[model]))
+        numbers[f"{model}_elsewhere"] = change_over_seeds_and_text([pairs[text] for text in ELSEWHERE])
         kl = [np.mean([sum(run[text]["kl"]) / run[text]["tokens"] for text in ELSEWHERE]) for run in seeds]
         numbers[f"{model}_kl"] = mean_interval(kl, "nats")
         for name, unit in (("angle", "degrees"), ("length", "1")):
@@ -158,19 +157,11 @@ def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
         share = 100 * run["formatting_tokens"] / run["tokens"]
         numbers[f"formatting_of_{text.replace(' ', '_')}"] = point(share, "% of tokens")
     for size in ("1k", "6k", "25k"):
-        ours, lora = (changes[f"{kind}_{size}"] for kind in ("cua", "lora"))
-        numbers[f"against_lora_{size}_elsewhere"] = percent_of_nats(_elsewhere(ours) - _elsewhere(lora))
-        numbers[f"against_lora_{size}_on_wikitext"] = percent_of_nats(np.subtract(ours["wikitext"], lora["wikitext"]))
+        both = list(zip(models[f"cua_{size}"], models[f"lora_{size}"], strict=True))
+        for name, texts in (("elsewhere", ELSEWHERE), ("on_wikitext", TEXTS[:1])):
+            pairs = [[(ours[text], lora[text]) for ours, lora in both] for text in texts]
+            numbers[f"against_lora_{size}_{name}"] = change_over_seeds_and_text(pairs)
     return numbers
-
-
-def _elsewhere(changes: dict[str, list[float]]) -> np.ndarray:
-    return np.mean([changes[text] for text in ELSEWHERE], axis=0)
-
-
-def _nats(run: dict[str, Any]) -> float:
-    """Change of the mean loss against the base model's."""
-    return (sum(run["nll"]) - sum(run["base_nll"])) / run["tokens"]
 
 
 def by_formatting(run: dict[str, Any]) -> tuple[float, float, int]:

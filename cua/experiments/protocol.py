@@ -20,6 +20,8 @@ from cua.llm.models import identity
 from cua.llm.placement import choose_groups
 from cua.llm.train import TrainConfig
 
+GROUPS = 30  # of neighbouring windows; of WikiText-2's test split ten windows each, two articles
+
 
 @dataclass(frozen=True)
 class WikitextStudy:
@@ -90,7 +92,7 @@ class WikitextStudy:
         return chosen_groups(gradients, self.adapter, self.blocks)
 
     def headline(self, runs: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Means with 95 % intervals: over training seeds, and (``..._over_text``) over the windows of the test text."""
+        """Means with 95 % intervals: over training seeds, and (``..._over_text``) over the test text."""
         base = runs["base"]
         numbers = {
             "base_perplexity": point(base["perplexity"], "perplexity"),
@@ -129,14 +131,50 @@ def percent_change(run: dict[str, Any], base: dict[str, Any]) -> float:
 
 
 def change_over_text(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
-    """Change of perplexity from the second run of each pair to the first, in per cent; 95 % interval over windows.
+    """Change of perplexity from the second run of each pair to the first, in per cent; 95 % interval over the text.
 
     Losses are averaged over the pairs (seeds), so that the change is their geometric mean; how they differ is not in
-    the interval.
+    the interval.  Neighbouring windows share an article, and their changes are alike: what the interval is over are the
+    means of :data:`GROUPS` runs of neighbours, or single windows where there are fewer.
     """
+    changes = _by_window(pairs)
+    return _percent(changes.mean(), _half_width(_groups(changes)))
+
+
+def change_over_seeds_and_text(texts: list[list[tuple[dict[str, Any], dict[str, Any]]]]) -> dict[str, Any]:
+    """The same in the geometric mean over several texts, for other seeds and other text at once.
+
+    Half-widths over seeds and over each text (in nats) add in squares; with a single seed only those over text.
+
+    Args:
+        texts: of each text a pair of runs for each seed, in the same order.
+    """
+    seeds = np.mean([[_by_window([pair]).mean() for pair in pairs] for pairs in texts], axis=0)
+    halves = [_half_width(_groups(_by_window(pairs))) / len(texts) for pairs in texts]
+    if len(seeds) > 1:
+        halves.append(_half_width(seeds))
+    return _percent(seeds.mean(), float(np.linalg.norm(halves)))
+
+
+def _by_window(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> np.ndarray:
+    """Change of the loss in nats a token, window by window, in the mean over the pairs."""
     windows, tokens = len(pairs[0][0]["nll"]), pairs[0][0]["tokens"]
-    losses = np.mean([np.array(run["nll"]) - np.array(base["nll"]) for run, base in pairs], axis=0) * windows / tokens
-    return percent_of_nats(losses)
+    return np.mean([np.array(run["nll"]) - np.array(base["nll"]) for run, base in pairs], axis=0) * windows / tokens
+
+
+def _groups(changes: np.ndarray) -> np.ndarray:
+    return np.array([group.mean() for group in np.array_split(changes, min(GROUPS, len(changes)))])
+
+
+def _half_width(values: np.ndarray) -> float:
+    """Of the 95 % Student-t interval of their mean."""
+    return float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+
+
+def _percent(nats: float, half: float) -> dict[str, Any]:
+    """A change of the mean loss as a change of perplexity."""
+    low, value, high = (100 * float(np.expm1(n)) for n in (nats - half, nats, nats + half))
+    return {"value": value, "low": low, "high": high, "unit": "%"}
 
 
 def percent_of_nats(changes: list[float] | np.ndarray) -> dict[str, Any]:
@@ -151,5 +189,5 @@ def mean_interval(values: list[float] | np.ndarray, unit: str) -> dict[str, Any]
     mean = float(np.mean(values))
     if len(values) == 1:
         return point(mean, unit)
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    half = _half_width(np.asarray(values))
     return {"value": mean, "low": mean - half, "high": mean + half, "unit": unit}

@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 import cua
 from cua.llm.baselines import PeftAdapter
 from cua.llm.loss import distillation_kl
+from cua.llm.prefix import SplitModel
 
 WIKITEXT = {f"cua_{size}": f"budget_{size}/exact-seed" for size in ("1k", "6k", "25k")}
 WIKITEXT |= {f"lora_{size}": f"baselines/lora/{size}/seed" for size in ("1k", "6k", "25k")}
@@ -55,17 +56,18 @@ def _scramble(adapter: cua.Adapter, generator: torch.Generator, scale: float) ->
         module.theta.copy_(torch.nn.functional.normalize(direction, dim=-1) * sizes)
 
 
-@torch.no_grad()
-def final_states(model: LlamaForCausalLM, windows: Tensor) -> list[Tensor]:
-    """Hidden states after the final norm, ``(1, T, width)`` for each window."""
-    return [model.model(ids).last_hidden_state for ids in windows.split(1)]
+def last_states(model: LlamaForCausalLM, windows: Tensor) -> list[Tensor]:
+    """Hidden states after the last layer, before the final norm, which would hide their length: ``(1, T, width)``."""
+    split = SplitModel(model, len(model.model.layers))
+    return [split.below(ids) for ids in windows.split(1)]
 
 
 @torch.no_grad()
 def divergence(model: LlamaForCausalLM, before: list[Tensor], windows: Tensor) -> float:
     """Mean KL divergence of the next-token distribution from the one that ``before`` leads to, nats a token."""
-    states = final_states(model, windows)
-    total = sum(distillation_kl(h, model.lm_head, b, 1.0).item() for h, b in zip(states, before, strict=True))
+    norm, head = model.model.norm, model.lm_head
+    pairs = zip(last_states(model, windows), before, strict=True)
+    total = sum(distillation_kl(norm(h), head, norm(b), 1.0).item() for h, b in pairs)
     return total / (windows.shape[0] * (windows.shape[1] - 1))
 
 
@@ -79,7 +81,7 @@ def matched_scale(model: LlamaForCausalLM, folder: Path, draw: int, windows: Ten
     Raises:
         ValueError: if so many steps do not get there.
     """
-    before, scale = final_states(model, windows), 1.0
+    before, scale = last_states(model, windows), 1.0
     with attached(model, folder):
         wanted = divergence(model, before, windows)
     for _ in range(steps):

@@ -28,7 +28,7 @@ from cua.experiments.trained import (
     WIKITEXT,
     attached,
     divergence,
-    final_states,
+    last_states,
     matched_scale,
     trained_on_wikitext,
 )
@@ -125,7 +125,7 @@ def run() -> dict[str, Any]:
             },
         }
     )
-    before = final_states(model, windows)
+    before = last_states(model, windows)
     random = [f"{kind}/{draw}" for kind in ("random", "matched") for draw in range(RANDOM)]
     for key in record.missing(["base", *paths, *random]):
         started = time.perf_counter()

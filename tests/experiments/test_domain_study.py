@@ -82,8 +82,8 @@ def test_headline_by_hand():
             own = trained_on == "law"
             runs[f"{trained_on}/seed{seed}"] = texts(22.0 if own else 20.0, 18.0 + seed if own else 20.0)
     numbers = domains.headline(runs)
-    assert numbers["change_law_on_law"]["value"] == pytest.approx(-5.0)
-    assert numbers["change_law_on_law"]["low"] < -5 < numbers["change_law_on_law"]["high"]
+    assert numbers["change_law_on_law"]["value"] == pytest.approx(100 * ((0.9 * 0.95) ** (1 / 3) - 1))
+    assert numbers["change_law_on_law"]["low"] < -10 < -5 < numbers["change_law_on_law"]["high"]
     assert numbers["change_law_on_wikitext_in_plain"]["value"] == pytest.approx(10.0)
     assert numbers["change_code_on_wikipedia_in_wikitext"]["value"] == 0
     assert numbers["base_code"]["value"] == 20

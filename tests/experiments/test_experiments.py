@@ -7,7 +7,7 @@ import pytest
 
 from cua.experiments import hardware, noise_frontier, rate_selection, record, speed, v_proj_selection
 from cua.experiments.bench import Bench
-from cua.experiments.protocol import change_over_text
+from cua.experiments.protocol import change_over_seeds_and_text, change_over_text
 from cua.quantum.blocks import Execution
 
 DATA = {"train": {"source": "made up", "sha256": "0" * 64}}
@@ -135,6 +135,36 @@ def test_a_change_over_text_by_hand():
     for name, log in (("value", 0.3), ("low", 0.3 - half), ("high", 0.3 + half)):
         assert change[name] == pytest.approx(100 * math.expm1(log / 10), rel=1e-4), name
     assert change["unit"] == "%"
+
+
+def test_neighbouring_windows_count_as_one():
+    """Ninety windows whose changes come in threes: as if there were thirty."""
+    changes = np.repeat(np.random.default_rng(0).normal(size=30), 3)
+
+    def pair(changes: np.ndarray) -> tuple[dict, dict]:
+        return {"tokens": 10 * len(changes), "nll": list(10 * changes)}, {"nll": [0.0] * len(changes)}
+
+    grouped, alone = change_over_text([pair(changes)]), change_over_text([pair(changes[::3])])
+    assert grouped == pytest.approx(alone)
+    half = 2.045230 * changes[::3].std(ddof=1) / math.sqrt(30)
+    assert grouped["high"] == pytest.approx(100 * math.expm1(changes.mean() + half), rel=1e-4)
+
+
+def test_a_change_for_other_seeds_and_other_text_by_hand():
+    """Two texts of two windows of 10 predictions, two seeds; in nats a token half of what is summed over each text."""
+
+    def pairs(*seeds: tuple[float, float]) -> list[tuple[dict, dict]]:
+        return [({"tokens": 20, "nll": list(nll)}, {"nll": [0.0, 0.0]}) for nll in seeds]
+
+    first, second = pairs((1.0, 3.0), (2.0, 4.0)), pairs((0.0, 0.0), (2.0, 2.0))
+    found = change_over_seeds_and_text([first, second])
+    seeds, t = np.array([(0.2 + 0.0) / 2, (0.3 + 0.2) / 2]), 12.7062
+    over_text = np.array([np.std([0.15, 0.35], ddof=1), 0.0]) / math.sqrt(2) / 2
+    half = t * math.sqrt((seeds.std(ddof=1) / math.sqrt(2)) ** 2 + (over_text**2).sum())
+    for name, shift in (("low", -half), ("value", 0), ("high", half)):
+        assert found[name] == pytest.approx(100 * math.expm1(seeds.mean() + shift), rel=1e-4)
+    single = change_over_seeds_and_text([first[:1]])
+    assert single == pytest.approx(change_over_text(first[:1]))
 
 
 def test_headline_of_the_hardware_study_by_hand():
