@@ -49,7 +49,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import false_discovery_control
 
-from cua.experiments.benchmarks import EVERY, ON_CIRCUITS, unpacked
+from cua.experiments.benchmarks import DRAWS, METRICS, ON_CIRCUITS, SOME, unpacked
 from cua.experiments.paired import corrected_and_broken, mean_over_questions
 from cua.experiments.record import ADAPTERS, load_result, quote
 from cua.experiments.trained import WIKITEXT, attached
@@ -78,7 +78,7 @@ FOLDER = ADAPTERS / "budget_6k" / "exact-seed0"
 right = {"base model": np.array(benchmark(model, tokenizer, "analogies")["acc"])}
 with attached(model, FOLDER):
     right["adapter"] = np.array(benchmark(model, tokenizer, "analogies")["acc"])
-drawn = load_result("benchmarks_random_6k")["config"]
+drawn = load_result("benchmarks_random_6k_0")["config"]
 with attached(model, FOLDER, drawn["draw"], drawn["scale"]):
     right["random"] = np.array(benchmark(model, tokenizer, "analogies")["acc"])
 for name, found in right.items():
@@ -86,7 +86,8 @@ for name, found in right.items():
 
 # %% [markdown]
 # *Random* has the blocks of the adapter, each turned in a direction drawn at random, so far that the model's predictions
-# move as much as training moved them (by the mean divergence on Wikipedia articles). It has learned nothing.
+# move as much as training moved them (by the mean divergence on Wikipedia articles). It knows where the blocks sit, and
+# has not learned which way to turn them.
 #
 # The interval says how far the score would move if other questions of the same kind had been drawn. It is wide, and
 # comparing two such intervals is the wrong test: both models saw the *same* questions, and agree on most. Only those
@@ -101,43 +102,45 @@ for name in ("adapter", "random"):
 # %% [markdown]
 # TODO reading.
 #
-# ## Every question of five benchmarks
+# ## Question by question
 #
 # **Recorded**, for every model on the same rows, without examples in the prompt: the base model
-# ({download}`base <results/benchmarks_base.json>`), our adapters of chapter [7](07_wikitext), one seed each
+# ({download}`base <results/benchmarks_base.json>`), our adapters of chapter [7](07_wikitext)
 # ({download}`1k <results/benchmarks_cua_1k.json>`, {download}`6k <results/benchmarks_cua_6k.json>`,
-# {download}`25k <results/benchmarks_cua_25k.json>`, {download}`6k with copied signs
-# <results/benchmarks_cua_6k_copied_signs.json>`), and low-rank ones with as many parameters, trained on the same text
+# {download}`25k <results/benchmarks_cua_25k.json>`), and low-rank ones for as many parameters, trained on the same text
 # (chapter [11](11_baselines); {download}`1k <results/benchmarks_lora_1k.json>`, {download}`6k
-# <results/benchmarks_lora_6k.json>`, {download}`25k <results/benchmarks_lora_25k.json>`). All of ARC-Easy's test split,
-# of the others every third to sixth row, so that a model takes a core an hour. HellaSwag is missing: its rows were not at
-# hand where this was recorded. First the base model, beside the score of blind guessing:
+# <results/benchmarks_lora_6k.json>`, {download}`25k <results/benchmarks_lora_25k.json>`); where nothing else is said, the
+# adapters of seed 0. Every second to twenty-fourth row of each benchmark, so that a model takes less than an hour of a
+# core; the base model answers all of ARC-Easy. MMLU is asked twice: with the options listed, for a letter, as the paper
+# does, and for the answer itself (the harness's "continuation"). HellaSwag is missing: its rows were not at hand where
+# this was recorded. First the base model, beside the best answer that is always the same:
 
 # %%
-METRICS = {
-    "arc_easy": ("ARC-Easy", "acc_norm", 25),
-    "boolq": ("BoolQ", "acc", 50),
-    "lambada": ("LAMBADA", "acc", 0),
-    "mmlu": ("MMLU", "acc", 25),
-    "triviaqa": ("TriviaQA", "exact_match", 0),
-}
+SAYS = {"arc_easy": "ARC-Easy", "boolq": "BoolQ", "lambada": "LAMBADA", "mmlu": "MMLU, letters"}
+SAYS |= {"mmlu_cloze": "MMLU, answers", "triviaqa": "TriviaQA"}
 base = load_result("benchmarks_base")
-for name, (says, metric, guess) in METRICS.items():
-    questions = len(base["runs"][name][metric])
-    print(f"{says:10} {questions:5,} questions  {quote(base['headline'][f'{name}_{metric}'], 1):20} guessing {guess} %")
-print(f"{'ARC-Easy, by the probability of the whole answer':30} {quote(base['headline']['arc_easy_acc'], 1)}")
+print(f"{'':14}{'questions':>9}   {'right':22} always the same   most frequent answer")
+for name, says in SAYS.items():
+    scored = base["headline"][f"{name}_{METRICS[name]}"]
+    constant, most = (base["headline"].get(f"{name}_{key}") for key in ("constant", "most"))
+    rest = f"{quote(constant, 1):17} {quote(most, 0)}" if constant else ""
+    print(f"{says:14}{len(base['runs'][name][METRICS[name]]):9,}   {quote(scored, 1):22} {rest}")
+print(f"\nTriviaQA: nothing said to {quote(base['headline']['triviaqa_silent'], 0)}")
+print(f"ARC-Easy, by the probability of the whole answer: {quote(base['headline']['arc_easy_acc'], 1)}")
 
 # %% [markdown]
-# Only ARC-Easy and LAMBADA are within this model's reach. On MMLU it says "A" to nearly every question, on BoolQ "no",
-# where most answers are "yes". TriviaQA wants an answer in its own words, and a model tuned for chat, asked outside of a
-# chat, mostly ends its turn at once. We keep all five: but for ARC-Easy they are the paper's, and a model that
-# guesses is a good place to see what corrected questions are worth.
+# Only ARC-Easy, LAMBADA and MMLU's answers are within this model's reach. Asked for a letter it says "A" to nearly every
+# question, on BoolQ "no", where most answers are "yes". TriviaQA wants an answer in its own words, and a model tuned for
+# chat, asked outside of a chat, mostly ends its turn at once. On such benchmarks an adapter that makes "yes" a little
+# likelier "corrects" questions by the dozen without having read them. We keep them, since they are the paper's, and show
+# beside every score how often the most frequent answer is given.
 #
 # Is the harness set up rightly? The makers of the model publish zero-shot scores of their own evaluation, with other
 # prompts and other rules: 37.3 % as the mean of ARC's easy and hard questions, 40.9 % on HellaSwag, 29.3 % on MMLU
-# without the letters ([model card](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct)). No number above can be
-# set beside those. Somebody who tuned the same model ran the same harness, and reports 54.12 % on ARC-Easy (`acc`)
-# for it ([SLERP-Champion](https://huggingface.co/lldois/SmolLM2-135M-Reasoning-SLERP-Champion)); with 2,376 questions
+# without the letters ([model card](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct)). Only the last can be set
+# beside a number above, and roughly. Somebody who tuned the same model ran the same harness, and reports 54.12 % on
+# ARC-Easy (`acc`) for what they began with
+# ([SLERP-Champion](https://huggingface.co/lldois/SmolLM2-135M-Reasoning-SLERP-Champion)); with 2,376 questions
 # that has a standard error of 1.0. Ours is lower, by more than chance. But the model of this book has weights that were
 # rounded to four bits, and theirs had not. What does such a rounding cost? Ours cannot be undone, but it can be done once
 # more, with the groups of 32 weights that share a scale moved by half a group ({download}`benchmarks_rounded.json
@@ -145,55 +148,83 @@ print(f"{'ARC-Easy, by the probability of the whole answer':30} {quote(base['hea
 
 # %%
 again = load_result("benchmarks_rounded")["headline"]
-print(f"rounded once more: {quote(again['arc_easy_acc'], 1)}, {quote(again['arc_easy_acc_difference'], 1)} against the base model")
+for metric in ("acc", "acc_norm"):
+    print(f"rounded once more: {quote(again[f'arc_easy_{metric}'], 1)}, {quote(again[f'arc_easy_{metric}_difference'], 1)} ({metric})")
 
 # %% [markdown]
-# A rounding like that costs two points or so: about half of the difference. What else there is we cannot tell: the
-# embedding was rounded as well, and of their run we know neither versions nor precision.
+# So a rounding like that costs something by the rule that they used, between a small part of the difference and nearly all
+# of it, and by the other rule perhaps nothing. What else there is we cannot tell: the embedding was rounded as well, and
+# of their run we know neither versions nor precision.
 
 # %% tags=["hide-input"]
 SIZES = ("1k", "6k", "25k")
 MODELS = {f"{kind}_{size}": f"{says} {size}" for kind, says in (("cua", "blocks"), ("lora", "LoRA")) for size in SIZES}
-MODELS |= {"cua_6k_copied_signs": "blocks 6k, copied signs", "random_6k": "random directions 6k"}
 
 
 def answers(model: str) -> dict[str, np.ndarray]:
     runs = load_result(f"benchmarks_{model}")["runs"]
-    return {name: unpacked(runs[name][metric]) for name, (_, metric, _) in METRICS.items() if name in runs}
+    return {name: unpacked(runs[name][METRICS[name]]) for name in SAYS if name in runs}
+
+
+def same_rows(model: dict[str, np.ndarray], name: str, other: dict[str, np.ndarray]) -> np.ndarray:
+    """Those of a model's answers that another one, which was asked fewer rows, has as well."""
+    return model[name][:: round(len(model[name]) / len(other[name]))]
 
 
 def table(rows: dict[str, list[tuple[np.ndarray, np.ndarray]]], columns: list[str]) -> None:
-    """Corrected : broken by the second of each pair, * if p < 0.05 after Benjamini and Hochberg's correction."""
-    tests = [corrected_and_broken(*pair) for row in rows.values() for pair in row]
-    adjusted = iter(false_discovery_control([p for _, _, p in tests]))
-    print(f"{'corrected : broken':25}" + "".join(f"{column:>12}" for column in columns))
-    cells = iter(f"{a}:{b}{'*' if next(adjusted) < 0.05 else ' '}" for a, b, _ in tests)
+    """Corrected : broken by the second of each pair."""
+    print(f"{'corrected : broken':25}" + "".join(f"{column:>14}" for column in columns))
     for says, row in rows.items():
-        print(f"{says:25}" + "".join(f"{next(cells):>12}" for _ in row))
+        counts = [corrected_and_broken(*pair)[:2] for pair in row]
+        print(f"{says:25}" + "".join(f"{f'{a}:{b}':>14}" for a, b in counts))
 
 
 # %%
 given = {model: answers(model) for model in ("base", *MODELS)}
-benchmarks = [says for says, _, _ in METRICS.values()]
-table({says: [(given["base"][n], given[model][n]) for n in METRICS] for model, says in MODELS.items()}, benchmarks)
+base_rows = {name: same_rows(given["base"], name, given["cua_6k"]) for name in SAYS}
+table({says: [(base_rows[n], given[model][n]) for n in SAYS] for model, says in MODELS.items()}, list(SAYS.values()))
 
 # %% [markdown]
-# TODO reading. With forty tests, two would show p < 0.05 if nothing had changed at all; Benjamini and Hochberg's procedure
-# {cite}`benjamini1995` raises every p so that of the starred ones at most one in twenty is expected to be such a find.
+# TODO reading. Thirty-six counts, and somewhere among them one will look like a find. So we said beforehand which six would
+# be tested: ARC-Easy and LAMBADA, the two that the model can answer and with the most questions, at about 6,000
+# parameters; blocks and LoRA against the base model, and against each other. Benjamini and Hochberg's procedure
+# {cite}`benjamini1995` raises every p so that of those below 0.05 at most one in twenty is expected to be such a find.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of accuracy against the base model, in points, by benchmark. Blocks (filled) and LoRA (open) of three sizes; bars: 95 % over questions.", "name": "fig-benchmarks"}, "image": {"alt": "Five groups of six points with intervals around a zero line, one group for each benchmark: change of accuracy for blocks and LoRA at three sizes."}}
+# %%
+FAMILY = {(f"blocks 6k against {says}", n): (other[n], given["cua_6k"][n]) for n in ("arc_easy", "lambada") for says, other in (("base", base_rows), ("LoRA", given["lora_6k"]))}
+FAMILY |= {("LoRA 6k against base", n): (base_rows[n], given["lora_6k"][n]) for n in ("arc_easy", "lambada")}
+tests = [corrected_and_broken(*pair) for pair in FAMILY.values()]
+adjusted = false_discovery_control([p for _, _, p in tests])
+for (says, name), (corrected, broken, _), p in zip(FAMILY, tests, adjusted, strict=True):
+    points = mean_over_questions(FAMILY[says, name][1] - FAMILY[says, name][0])
+    print(f"{SAYS[name]:9} {says:24} {corrected:4} : {broken:<4} p = {p:<8.2g} {quote(points, 1)}")
+
+# %% [markdown]
+# TODO reading.
+#
+# Right or wrong is a coarse measure. How likely the right answer was says more, question by question:
+
+# %%
+print(f"{'log-probability of the right answer, change in nats':52}")
+print(f"{'':14}" + "".join(f"{SAYS[n]:>24}" for n in ("arc_easy", "lambada", "mmlu_cloze")))
+for model, says in MODELS.items():
+    numbers = load_result(f"benchmarks_{model}")["headline"]
+    cells = (quote(numbers[f"{n}_logprob_difference"], 2).replace(" nats", "") for n in ("arc_easy", "lambada", "mmlu_cloze"))
+    print(f"{says:14}" + "".join(f"{cell:>24}" for cell in cells))
+
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of accuracy against the base model, in points, by benchmark. Blocks and LoRA of three sizes; bars: 95 % over questions.", "name": "fig-benchmarks"}, "image": {"alt": "Six groups of six points with intervals around a zero line, one group for each benchmark: change of accuracy for blocks and LoRA at three sizes."}}
 fig, ax = plt.subplots()
 styles = {"cua": {"color": COLOURS["exact"], "marker": "o"}, "lora": {"color": COLOURS["highlight"], "marker": "s"}}
-for k, model in enumerate(list(MODELS)[:6]):
+for k, model in enumerate(MODELS):
     kind, size = model.split("_")
     shades = {"1k": 0.4, "6k": 0.7, "25k": 1.0}
-    for i, name in enumerate(METRICS):
+    for i, name in enumerate(SAYS):
         label = MODELS[model] if i == 0 else None
         style = styles[kind] | {"alpha": shades[size], "markersize": 4, "linestyle": "none", "label": label}
-        difference = mean_over_questions(given[model][name] - given["base"][name])
+        difference = mean_over_questions(given[model][name] - base_rows[name])
         interval(ax, difference, x=i + 0.12 * (k - 2.5), **style)
 ax.axhline(0, color=COLOURS["base"], linewidth=1)
-ax.set_xticks(range(len(METRICS)), [says for says, _, _ in METRICS.values()])
+ax.set_xticks(range(len(SAYS)), [says.replace(", ", ",\n") for says in SAYS.values()])
 ax.set_ylabel("change of accuracy (points)")
 ax.legend(ncols=2, fontsize=8)
 plt.show()
@@ -201,23 +232,31 @@ plt.show()
 # %% [markdown]
 # TODO
 #
-# Blocks and LoRA were both compared with the base model. Whether one is better than the other is a third question, and has
-# a test of its own: the questions that only one of the two answers.
+# Is that training, or would any change of this size do the same? Five draws of random directions, each matched in how far
+# predictions move, and our blocks with copied signs, on some of the rows; and two more seeds of blocks and of LoRA:
 
 # %%
-table({size: [(given[f"lora_{size}"][n], given[f"cua_{size}"][n]) for n in METRICS] for size in SIZES}, benchmarks)
+COMPARED = {"cua_6k": "blocks 6k", "cua_6k_seed1": "seed 1", "cua_6k_seed2": "seed 2"}
+COMPARED |= {"cua_6k_copied_signs": "copied signs"} | {f"random_6k_{d}": f"random {d}" for d in DRAWS}
+COMPARED |= {"lora_6k": "LoRA 6k", "lora_6k_seed1": "seed 1", "lora_6k_seed2": "seed 2"}
+columns = [name for name in SAYS if name in SOME]
+print(f"{'accuracy, change':17}" + "".join(f"{SAYS[name]:>15}" for name in columns))
+for model, says in COMPARED.items():
+    there = answers(model)
+    changes = [there[n] - same_rows(given["base"], n, there) if n in there else None for n in columns]
+    print(f"{says:17}" + "".join(f"{'' if c is None else f'{100 * c.mean():+.1f}':>15}" for c in changes))
 
 # %% [markdown]
 # TODO
 #
-# The paper shows two questions that were corrected. Here are **all** that blocks of 6,138 parameters corrected on MMLU, and
-# all that they broke, by their row in its test split (`cais/mmlu`, `all`); where the hub or a copy of it is at hand,
-# `rows_of("mmlu")[0][ROW]` shows one:
+# The paper shows two questions that were corrected. Here are **all** that blocks of 6,138 parameters corrected on MMLU,
+# asked for the answer, and all that they broke, by their row in its test split (`cais/mmlu`, `all`); where the hub or a
+# copy of it is at hand, `rows_of("mmlu")[0][ROW]` shows one:
 
 # %% tags=["hide-output"]
-change = given["cua_6k"]["mmlu"] - given["base"]["mmlu"]
+change = given["cua_6k"]["mmlu_cloze"] - base_rows["mmlu_cloze"]
 for says, way in (("corrected", 1), ("broken", -1)):
-    numbers = base["config"]["every"]["mmlu"] * np.flatnonzero(change == way)
+    numbers = load_result("benchmarks_cua_6k")["config"]["every"]["mmlu_cloze"] * np.flatnonzero(change == way)
     print(textwrap.fill(f"{len(numbers)} {says}: {', '.join(map(str, numbers))}", 88))
 
 # %% [markdown]
@@ -230,14 +269,12 @@ for says, way in (("corrected", 1), ("broken", -1)):
 # with the same blocks as matrices:
 
 # %%
-here = {name: every for name, every in ON_CIRCUITS.items() if name in METRICS}
 rows = {}
 for device in ("perfect", "noisy", "mitigated"):
     there = answers(f"cua_6k_{device}")
     for reference, says in (("base", "base model"), ("cua_6k", "matrices")):
-        same = {name: given[reference][name][:: every // EVERY[name]] for name, every in here.items()}
-        rows[f"{device} against {says}"] = [(same[name], there[name]) for name in here]
-table(rows, [METRICS[name][0] for name in here])
+        rows[f"{device} against {says}"] = [(same_rows(given[reference], n, there), there[n]) for n in there]
+table(rows, [SAYS[name] for name in ON_CIRCUITS if name in SAYS])
 
 # %% [markdown]
 # TODO
@@ -246,8 +283,9 @@ table(rows, [METRICS[name][0] for name in here])
 #
 # The paper follows two questions of MMLU: *Which of the jovian planets have rings?*, for which the base model says
 # "Saturn" and the adapted one "all of the above", and *Gene flow between populations results in ...*. Our model is sixty
-# times smaller. We put the same questions to it, in two ways: as the harness does, with the four options listed and the
-# letter asked for; and without the list, asking for the answer itself. To sample an answer at temperature $T$ is to draw
+# times smaller. We put the same questions to it, with the four options listed as the harness does, in two ways: asking for
+# the letter, and for the answer itself. A model that says "A" to everything is right wherever the right answer stands
+# first, so every question is asked with its options in all 24 orders. To sample an answer at temperature $T$ is to draw
 # each of its tokens with probability $\operatorname{softmax}(z/T)$, $z$ being the logits, so nothing needs to be sampled:
 # the chance of every option can be computed. What is shown is the right one's share of the four. **Recorded**
 # ({download}`two_questions.json <results/two_questions.json>`): the base model; ours and LoRA of three sizes, five seeds
@@ -276,11 +314,10 @@ plt.show()
 
 # %%
 ways = [(question, way) for question in ("rings", "gene_flow") for way in ("letter", "text")]
-print(f"{'gives the right option most':28}" + "".join(f"{f'{q}, {way}':>18}" for q, way in ways))
+print(f"{'first, % of 24 orders':22}" + "".join(f"{f'{q}, {way}':>18}" for q, way in ways))
 for model in ("base", *WIKITEXT, "random", "matched"):
-    of = {"base": 1, "random": 10, "matched": 10}.get(model, 5)
-    right = [asked["headline"][f"{question}_{way}_{model}_right"]["value"] for question, way in ways]
-    print(f"{model:28}" + "".join(f"{count:12.0f} of {of:2}" for count in right))
+    right = (asked["headline"][f"{question}_{way}_{model}_right"]["value"] for question, way in ways)
+    print(f"{model:22}" + "".join(f"{percent:18.0f}" for percent in right))
 for model in ("cua_6k", "lora_6k", "random", "matched"):
     print(f"{model:8} moves predictions by {quote(asked['headline'][f'{model}_kl'], 3)}")
 
