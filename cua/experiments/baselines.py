@@ -4,18 +4,17 @@ Places and learning rates are those that :mod:`.baseline_selection` chose; ours 
 :mod:`.budgets`, on the same windows of the test split.
 """
 
+import itertools
 import time
 from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from cua.experiments.baseline_selection import BUDGETS, METHODS, best_places, best_rate, prepare, tried_rates
 from cua.experiments.baseline_selection import NAME as SELECTION
 from cua.experiments.bench import Bench
 from cua.experiments.budgets import BUDGETS as OURS
-from cua.experiments.protocol import change_over_text, mean_interval, percent_change, used
-from cua.experiments.record import ADAPTERS, Record, load_complete, load_result, point
+from cua.experiments.protocol import change_over_seeds_and_text, used
+from cua.experiments.record import ADAPTERS, Record, load_complete, point
 from cua.llm.models import identity
 
 NAME = "baselines"
@@ -30,13 +29,17 @@ def run() -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if the selection or a study of ours is missing, naming the command that records it.
-        ValueError: if the selection is not complete.
+        ValueError: if one of them is not complete, or ours are of another model or text.
     """
     selection = load_complete(SELECTION)
-    ours = {label: load_result(study.name)["runs"] for label, study in zip(BUDGETS, OURS, strict=True)}
+    studies = {label: load_complete(study.name) for label, study in zip(BUDGETS, OURS, strict=True)}
+    ours = {label: study["runs"] for label, study in studies.items()}
     chosen = {label: _chosen(selection["runs"], cell) for label, cell in best_places(selection["runs"]).items()}
     full = Bench.prepare(test=True)
     bench = Bench(full.model, full.tokens | {"test": full.tokens["test"][::EVERY]}, full.data)
+    for study in studies.values():
+        if study["model"] != identity(bench.model) or _digests(study["data"]) != _digests(bench.data):
+            raise ValueError(f"{study['name']} was recorded with another model or text than there is here")
     record = Record(
         {
             "name": NAME,
@@ -70,27 +73,29 @@ def run() -> dict[str, Any]:
     return record.finish(headline(record.result["runs"], ours))
 
 
+def _digests(data: dict[str, dict[str, Any]]) -> dict[str, str]:
+    return {name: of["sha256"] for name, of in data.items()}
+
+
 def _chosen(runs: dict[str, Any], cell: str) -> dict[str, Any]:
     return {"place": cell, "modules": runs[cell]["modules"], "rate": best_rate(tried_rates(runs, cell))}
 
 
 def headline(runs: dict[str, Any], ours: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Change of perplexity of every method and of ours, and ours against each method; over seeds, and over text."""
+    """Change of perplexity of every method and ours, and of ours against each; for other seeds and other text."""
     base, numbers = runs["base"], {}
     for label in BUDGETS:
         mine = {
-            readout: [_same_windows(ours[label][f"{readout}-seed{seed}"]) for seed in SEEDS] for readout in READOUTS
+            f"cua_{readout.replace('-', '_')}": [_same_windows(ours[label][f"{readout}-seed{seed}"]) for seed in SEEDS]
+            for readout in READOUTS
         }
         methods = {m: [runs[f"{m}/{label}/seed{s}"] for s in SEEDS] for m in METHODS if f"{m}/{label}/seed0" in runs}
-        everyone = {f"cua_{readout.replace('-', '_')}": mine[readout] for readout in READOUTS} | methods
-        for name, seeds in everyone.items():
+        for name, seeds in (mine | methods).items():
             numbers[f"{name}_{label}_parameters"] = point(seeds[0]["parameters"], "parameters")
-            numbers[f"{name}_{label}_change"] = mean_interval([percent_change(run, base) for run in seeds], "%")
-            numbers[f"{name}_{label}_change_over_text"] = change_over_text([(run, base) for run in seeds])
-        for method, seeds in methods.items():
-            pairs = list(zip(mine["exact"], seeds, strict=True))
-            numbers[f"cua_against_{method}_{label}"] = mean_interval([percent_change(*pair) for pair in pairs], "%")
-            numbers[f"cua_against_{method}_{label}_over_text"] = change_over_text(pairs)
+            numbers[f"{name}_{label}_change"] = change_over_seeds_and_text([[(run, base) for run in seeds]])
+        for (name, own), (method, seeds) in itertools.product(mine.items(), methods.items()):
+            pairs = list(zip(own, seeds, strict=True))
+            numbers[f"{name}_against_{method}_{label}"] = change_over_seeds_and_text([pairs])
     return numbers
 
 
@@ -98,9 +103,4 @@ def _same_windows(run: dict[str, Any]) -> dict[str, Any]:
     """A run over the whole test split, reduced to the windows that are measured here."""
     losses = run["nll"][::EVERY]
     tokens = run["tokens"] * len(losses) // len(run["nll"])
-    return {
-        "parameters": run["parameters"],
-        "nll": losses,
-        "tokens": tokens,
-        "perplexity": float(np.exp(sum(losses) / tokens)),
-    }
+    return {"parameters": run["parameters"], "nll": losses, "tokens": tokens}

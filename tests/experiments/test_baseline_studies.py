@@ -207,9 +207,10 @@ def test_headline_compares_on_the_same_windows():
         runs |= {f"lora/{label}/seed{seed}": losses(21.0 + (seed > 2)) for seed in baselines.SEEDS}
     numbers = baselines.headline(runs, dict.fromkeys(baselines.BUDGETS, everything))
     assert numbers["cua_exact_6k_change"]["value"] == pytest.approx(-20.0)
-    assert numbers["lora_6k_change"]["value"] == pytest.approx(100 * (21.4 / 25 - 1))
-    against = numbers["cua_against_lora_6k"]
-    assert against["value"] == pytest.approx(100 * (0.6 * 20 / 21 + 0.4 * 20 / 22 - 1))
+    assert numbers["lora_6k_change"]["value"] == pytest.approx(100 * (21**0.6 * 22**0.4 / 25 - 1))
+    against = numbers["cua_exact_against_lora_6k"]
+    assert against["value"] == pytest.approx(100 * (20 / (21**0.6 * 22**0.4) - 1))
+    assert numbers["cua_sign_constrained_against_lora_6k"] == against
     assert against["low"] < against["value"] < against["high"] < 0
     assert "dora_6k_change" not in numbers
 
