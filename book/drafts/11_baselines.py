@@ -57,7 +57,8 @@ if importlib.util.find_spec("cua") is None:
 import matplotlib.pyplot as plt
 import torch
 
-from cua.experiments.baseline_selection import BUDGETS, METHODS
+from cua.experiments.baseline_methods import METHODS
+from cua.experiments.baseline_selection import BUDGETS
 from cua.experiments.protocol import percent_change
 from cua.experiments.record import ADAPTERS, load_result, quote
 from cua.experiments.trained import attached

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 import cua
-from cua.experiments.baseline_selection import METHODS, best_places
+from cua.experiments.baseline_methods import METHODS
 from cua.experiments.baseline_selection import NAME as SELECTION
+from cua.experiments.baseline_selection import best_places
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, load_complete, point
 from cua.experiments.speed import in_turn, peak_bytes, ratio
 from cua.llm.baselines import PeftAdapter

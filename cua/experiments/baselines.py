@@ -10,7 +10,8 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from cua.experiments.baseline_selection import BUDGETS, METHODS, best_places, best_rate, prepare, tried_rates
+from cua.experiments.baseline_methods import METHODS
+from cua.experiments.baseline_selection import BUDGETS, best_places, best_rate, prepare, tried_rates
 from cua.experiments.baseline_selection import NAME as SELECTION
 from cua.experiments.bench import Bench
 from cua.experiments.budgets import BUDGETS as OURS

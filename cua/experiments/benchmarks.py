@@ -16,7 +16,7 @@ from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
 from transformers import LlamaForCausalLM
 
 import cua
-from cua.experiments.baseline_selection import METHODS
+from cua.experiments.baseline_methods import METHODS
 from cua.experiments.budget_circuits import DEVICES, SHOTS, execution, one_after_another
 from cua.experiments.domains import corpus, cut
 from cua.experiments.noise_frontier import CUTOFF

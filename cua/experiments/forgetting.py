@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from cua.experiments.baseline_selection import METHODS
+from cua.experiments.baseline_methods import METHODS
 from cua.experiments.domains import ELSEWHERE, TEXTS, WINDOWS, corpus, cut, cut_formatting
 from cua.experiments.protocol import change_over_seeds_and_text, mean_interval, percent_of_nats
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, point

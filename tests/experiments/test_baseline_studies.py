@@ -6,16 +6,8 @@ import pytest
 import torch
 
 from cua.experiments import baseline_cost, baseline_selection, baselines
-from cua.experiments.baseline_selection import (
-    METHODS,
-    best_places,
-    cells,
-    choose_modules,
-    next_rates,
-    prepare,
-    steepest,
-    variants,
-)
+from cua.experiments.baseline_methods import METHODS, scale_slopes, steepest, steepest_along_gradient
+from cua.experiments.baseline_selection import best_places, cells, choose_modules, next_rates, prepare, variants
 from cua.experiments.bench import Bench
 from cua.llm.baselines import PeftAdapter
 
@@ -131,7 +123,7 @@ def test_low_rank_matrices_start_along_the_gradient(frozen, windows):
     adapter = PeftAdapter(frozen, METHODS["lora"](names))
     prepare(bench, "lora/6k/all-gradient-fill", names)(adapter)
     frozen(windows[torch.linspace(0, 1, 32).long()], labels=windows[torch.linspace(0, 1, 32).long()]).loss.backward()
-    slopes = baseline_selection.steepest_along_gradient(gradients)
+    slopes = steepest_along_gradient(gradients)
     for name in names:
         layer = frozen.get_submodule(name)
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -152,7 +144,7 @@ def test_scales_are_trained_where_their_slopes_are_largest(frozen, windows, monk
     adapter = PeftAdapter(frozen, METHODS["scales"](names))
     frozen(windows[torch.linspace(0, 1, 32).long()], labels=windows[torch.linspace(0, 1, 32).long()]).loss.backward()
     slopes = torch.cat([p.grad.flatten() for p in adapter.parameters()])
-    found = baseline_selection.scale_slopes(frozen, bench.weight_gradients(names), adapter)
+    found = scale_slopes(frozen, bench.weight_gradients(names), adapter)
     torch.testing.assert_close(torch.cat([s.flatten() for s in found.values()]), slopes, rtol=1e-3, atol=1e-6)
     ready(adapter)
     assert adapter.n_parameters == 7

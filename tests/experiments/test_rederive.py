@@ -11,6 +11,7 @@ from torch import nn
 import cua
 from cua import CUAConfig
 from cua.experiments import (
+    baseline_methods,
     baseline_selection,
     baselines,
     benchmarks,
@@ -242,7 +243,7 @@ def test_the_headline_of_the_baselines_follows_from_their_runs_and_ours():
 
 
 @needs_copy
-@pytest.mark.parametrize("method", baseline_selection.METHODS)
+@pytest.mark.parametrize("method", baseline_methods.METHODS)
 def test_a_window_of_every_baseline_gives_the_recorded_loss(method, embedded, test_windows):
     result, (model, _) = recorded("baselines"), embedded
     key = f"{method}/6k/seed0"
