@@ -49,7 +49,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import false_discovery_control
 
-from cua.experiments.benchmarks import DRAWS, METRICS, ON_CIRCUITS, SOME, unpacked
+from cua.experiments.benchmarks import (
+    DRAWS,
+    METRICS,
+    ON_CIRCUITS,
+    SOME,
+    same_questions,
+    unpacked,
+)
 from cua.experiments.paired import corrected_and_broken, mean_over_questions
 from cua.experiments.record import ADAPTERS, load_result, quote
 from cua.experiments.trained import WIKITEXT, attached
@@ -161,14 +168,11 @@ SIZES = ("1k", "6k", "25k")
 MODELS = {f"{kind}_{size}": f"{says} {size}" for kind, says in (("cua", "blocks"), ("lora", "LoRA")) for size in SIZES}
 
 
-def answers(model: str) -> dict[str, np.ndarray]:
-    runs = load_result(f"benchmarks_{model}")["runs"]
+def answers(model: str, like: str | None = None) -> dict[str, np.ndarray]:
+    """Right or wrong, by benchmark; only on the rows that another model, which was asked fewer, has as well."""
+    every = load_result(f"benchmarks_{like or model}")["config"]["every"]
+    runs = same_questions(load_result(f"benchmarks_{model}"), every)
     return {name: unpacked(runs[name][METRICS[name]]) for name in SAYS if name in runs}
-
-
-def same_rows(model: dict[str, np.ndarray], name: str, other: dict[str, np.ndarray]) -> np.ndarray:
-    """Those of a model's answers that another one, which was asked fewer rows, has as well."""
-    return model[name][:: round(len(model[name]) / len(other[name]))]
 
 
 def table(rows: dict[str, list[tuple[np.ndarray, np.ndarray]]], columns: list[str]) -> None:
@@ -180,8 +184,8 @@ def table(rows: dict[str, list[tuple[np.ndarray, np.ndarray]]], columns: list[st
 
 
 # %%
-given = {model: answers(model) for model in ("base", *MODELS)}
-base_rows = {name: same_rows(given["base"], name, given["cua_6k"]) for name in SAYS}
+given = {model: answers(model) for model in MODELS}
+base_rows = answers("base", "cua_6k")
 table({says: [(base_rows[n], given[model][n]) for n in SAYS] for model, says in MODELS.items()}, list(SAYS.values()))
 
 # %% [markdown]
@@ -242,8 +246,8 @@ COMPARED |= {"lora_6k": "LoRA 6k", "lora_6k_seed1": "seed 1", "lora_6k_seed2": "
 columns = [name for name in SAYS if name in SOME]
 print(f"{'accuracy, change':17}" + "".join(f"{SAYS[name]:>15}" for name in columns))
 for model, says in COMPARED.items():
-    there = answers(model)
-    changes = [there[n] - same_rows(given["base"], n, there) if n in there else None for n in columns]
+    there, before = answers(model), answers("base", model)
+    changes = [there[n] - before[n] if n in there else None for n in columns]
     print(f"{says:17}" + "".join(f"{'' if c is None else f'{100 * c.mean():+.1f}':>15}" for c in changes))
 
 # %% [markdown]
@@ -273,7 +277,8 @@ rows = {}
 for device in ("perfect", "noisy", "mitigated"):
     there = answers(f"cua_6k_{device}")
     for reference, says in (("base", "base model"), ("cua_6k", "matrices")):
-        rows[f"{device} against {says}"] = [(same_rows(given[reference], n, there), there[n]) for n in there]
+        before = answers(reference, f"cua_6k_{device}")
+        rows[f"{device} against {says}"] = [(before[n], there[n]) for n in there]
 table(rows, [SAYS[name] for name in ON_CIRCUITS if name in SAYS])
 
 # %% [markdown]

@@ -22,7 +22,7 @@ from cua.experiments.speed import in_turn, peak_bytes, ratio
 from cua.llm.baselines import PeftAdapter
 from cua.llm.data import load_corpus, windows
 from cua.llm.models import identity, load_model
-from cua.llm.prefix import SplitModel
+from cua.llm.placement import backward
 
 NAME = "baseline_cost"
 QUESTION = "What do our blocks and the methods of PEFT cost in time and memory, at about 25,000 parameters?"
@@ -38,8 +38,7 @@ def forward(model: LlamaForCausalLM, ids: Tensor) -> None:
 
 def step(model: LlamaForCausalLM, ids: Tensor) -> None:
     """Loss and gradients of one window."""
-    split = SplitModel(model, 0)
-    (split.nll(split.below(ids), ids) / (ids.shape[1] - 1)).backward()
+    backward(model, ids)
     for parameter in model.parameters():
         parameter.grad = None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from cua.llm.baselines import PeftAdapter
-from cua.llm.prefix import SplitModel
+from cua.llm.placement import backward
 
 DIRECTIONS = 16  # that the slopes of low-rank matrices are means over
 DIRECTION_NORM = 3**-0.5  # of A in LoRA as PEFT draws it: uniform up to 1 / sqrt(inputs)
@@ -46,9 +46,7 @@ def steepest(
         config.r = config.lora_alpha = directions
     adapter = PeftAdapter(model, config)
     try:
-        split = SplitModel(model, 0)
-        for ids in windows.split(1):
-            (split.nll(split.below(ids), ids) / (windows.shape[0] * (windows.shape[1] - 1))).backward()
+        backward(model, windows)
         found = dict.fromkeys(modules, (0.0, 0))
         for name, parameter in adapter.modules.items():
             module = next(m for m in modules if f".{m}." in f".{name}")

@@ -22,6 +22,7 @@ slopes anywhere.  It has our choice of components and no rotation.
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,15 +93,17 @@ def cells(slopes: dict[str, dict[str, tuple[float, int]]]) -> dict[str, tuple[st
         for label, budget in BUDGETS.items():
             for place in PLACES:
                 mine = {module: value for module, value in everywhere.items() if module.endswith(place)}
-                modules = choose_modules(mine, budget)
-                where = ("all" if place == PROJECTIONS else "+".join(place)) + (variant and f"-{variant}")
-                _add(found, f"{method}/{label}/{where}", modules)
+                where = _named(place) + (variant and f"-{variant}")
+                _add(found, f"{method}/{label}/{where}", choose_modules(mine, budget))
     for label in BUDGETS:
         for place in PLACES[-2:]:
-            where = "all" if place == PROJECTIONS else "+".join(place)
             modules = [module for module in slopes["ia3"] if module.endswith(place)]
-            _add(found, f"scales/{label}/{where}", modules)
+            _add(found, f"scales/{label}/{_named(place)}", modules)
     return found
+
+
+def _named(place: tuple[str, ...]) -> str:
+    return "all" if place == PROJECTIONS else "+".join(place)
 
 
 def variants(
@@ -161,17 +164,14 @@ def run() -> dict[str, Any]:
             "data": full.data,
         }
     )
-    spread = train[torch.linspace(0, len(train) - 1, GRADIENT_WINDOWS).long()]
-    slopes = {f"slopes/{method}": (method, PROJECTIONS, DIRECTIONS) for method in METHODS if method != "scales"}
-    slopes |= {f"slopes/{method}-one": (method, PLACES[-2], 1) for method in ("lora", "dora")}
-    slopes["slopes/lora-gradient"] = ()
+    steep = partial(steepest, full.model, full.gradient_windows)
+    slopes = {f"slopes/{method}": partial(steep, method, PROJECTIONS) for method in METHODS if method != "scales"}
+    slopes |= {f"slopes/{method}-one": partial(steep, method, PLACES[-2], 1) for method in ("lora", "dora")}
+    names = [name for name, _ in full.model.named_modules() if name.endswith(PROJECTIONS)]
+    slopes["slopes/lora-gradient"] = lambda: steepest_along_gradient(full.weight_gradients(names))
     for key in record.missing(slopes):
         started = time.perf_counter()
-        if slopes[key]:
-            found = steepest(full.model, spread, *slopes[key])
-        else:
-            names = [name for name, _ in full.model.named_modules() if name.endswith(PROJECTIONS)]
-            found = steepest_along_gradient(full.weight_gradients(names))
+        found = slopes[key]()
         record.add(key, {"of": found}, time.perf_counter() - started)
         print(f"{key}: {len(found)} modules", flush=True)
     if not record.has(*slopes):

@@ -51,7 +51,6 @@ def run() -> dict[str, Any]:
                 "training": {k: v for k, v in used(TRAINING).items() if k not in ("seed", "learning_rate")},
                 "every": EVERY,
                 "chosen": chosen,
-                "fewer_seeds": FEWER,
             },
             "seeds": SEEDS,
             "model": identity(bench.model),
@@ -109,8 +108,7 @@ def headline(runs: dict[str, Any], ours: dict[str, dict[str, Any]]) -> dict[str,
             f"cua_{readout.replace('-', '_')}": [_same_windows(ours[label][f"{readout}-seed{seed}"]) for seed in SEEDS]
             for readout in READOUTS
         }
-        keys = {m: [f"{m}/{label}/seed{seed}" for seed in SEEDS] for m in METHODS}
-        found = {method: [runs[key] for key in mine if key in runs] for method, mine in keys.items()}
+        found = {m: [runs[key] for seed in SEEDS if (key := f"{m}/{label}/seed{seed}") in runs] for m in METHODS}
         methods = {method: seeds for method, seeds in found.items() if seeds}
         for name, seeds in (mine | methods).items():
             numbers[f"{name}_{label}_parameters"] = point(seeds[0]["parameters"], "parameters")

@@ -1,7 +1,7 @@
 """One model with its token windows, and what all runs on it share: hidden states, rotation gradients."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -96,22 +96,26 @@ class Bench:
             self._bases[name] = self.measure(name, layer)
         return self._bases[name]
 
+    @property
+    def gradient_windows(self) -> Tensor:
+        """:data:`GRADIENT_WINDOWS` windows of the train split, spread evenly."""
+        tokens = self.tokens["train"]
+        return tokens[torch.linspace(0, len(tokens) - 1, GRADIENT_WINDOWS).long()]
+
     def gradients(self, targets: tuple[str, ...] | str, side: str) -> dict[str, Tensor]:
         """Of all rotations on the train split, see :func:`cua.llm.placement.rotation_gradients`; measured once."""
         if (targets, side) not in self._gradients:
-            tokens = self.tokens["train"]
-            spread = tokens[torch.linspace(0, len(tokens) - 1, GRADIENT_WINDOWS).long()]
             config = CUAConfig(targets, side=side)
-            self._gradients[targets, side] = rotation_gradients(self.model, spread, config, progress=True)
+            self._gradients[targets, side] = rotation_gradients(
+                self.model, self.gradient_windows, config, progress=True
+            )
         return self._gradients[targets, side]
 
-    def weight_gradients(self, names: Iterable[str]) -> dict[str, Tensor]:
+    def weight_gradients(self, names: Collection[str]) -> dict[str, Tensor]:
         """Of layers' weights on the train split, see :func:`cua.llm.placement.weight_gradients`; measured once."""
         missing = [name for name in names if name not in self._weight_gradients]
         if missing:
-            tokens = self.tokens["train"]
-            spread = tokens[torch.linspace(0, len(tokens) - 1, GRADIENT_WINDOWS).long()]
-            self._weight_gradients |= weight_gradients(self.model, spread, missing, progress=True)
+            self._weight_gradients |= weight_gradients(self.model, self.gradient_windows, missing, progress=True)
         return {name: self._weight_gradients[name] for name in names}
 
     def fit(

@@ -212,7 +212,7 @@ def headline(runs: dict[str, Any], base: dict[str, Any] | None, every: dict[str,
 
 
 def same_questions(base: dict[str, Any], every: dict[str, int]) -> dict[str, Any]:
-    """The base model's answers to the questions of another study, of which it was asked all and more."""
+    """A recorded model's answers to the questions of another study, of which it was asked all and more."""
     return {
         name: {
             m: run[m][:: every[name] // base["config"]["every"][name]]

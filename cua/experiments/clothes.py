@@ -112,6 +112,7 @@ def headline(runs: dict[str, Any], words: dict[str, list[int]]) -> dict[str, dic
             changes = {way: [float(np.mean(run[way] - base[way])) for run in seeds] for way in CLOTHES}
             for way in CLOTHES:
                 numbers[f"{model}_{name}_{way}"] = mean_interval(changes[way], "nats a word")
-            taken = [100 * (plain - dressed) / price for dressed, plain in zip(*changes.values(), strict=True)]
+            both = zip(changes["dressed"], changes["plain"], strict=True)
+            taken = [100 * (plain - dressed) / price for dressed, plain in both]
             numbers[f"{model}_{name}_taken"] = mean_interval(taken, "% of the price")
     return numbers

@@ -41,19 +41,21 @@ def corpus(text: str, split: str) -> Corpus:
     put into WikiText's first.  Test documents that repeat the train split, see :func:`unseen`, are left out.
     """
     name, _, clothes = text.partition(" in ")
-    if name == "wikitext":
-        found = wikitext_splits()["train"] if split == "train" else load_corpus("wikitext-2", split)
-    else:
-        found = load_domain(name, split)
+    found = _bare(name, split)
     documents = found.documents
     if split == "test":
-        seen = wikitext_splits()["train"] if name == "wikitext" else load_domain(name, "train")
-        documents = unseen(documents, seen.documents)
+        documents = unseen(documents, _bare(name, "train").documents)
     if name == "wikipedia" and clothes:
         documents = tuple(map(to_wikitext, documents))
     if clothes == "plain":
         documents = tuple(map(to_plain, documents))
     return replace(found, name=text, documents=documents)
+
+
+def _bare(name: str, split: str) -> Corpus:
+    if name != "wikitext":
+        return load_domain(name, split)
+    return wikitext_splits()["train"] if split == "train" else load_corpus("wikitext-2", split)
 
 
 def unseen(documents: Iterable[str], train: Iterable[str]) -> tuple[str, ...]:

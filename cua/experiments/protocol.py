@@ -179,9 +179,10 @@ def _percent(nats: float, half: float) -> dict[str, Any]:
 
 def percent_of_nats(changes: list[float] | np.ndarray) -> dict[str, Any]:
     """Changes of the mean loss as a change of perplexity in per cent; the 95 % interval is over them."""
-    number = mean_interval(changes, "%")
-    low, value, high = (n if n is None else 100 * float(np.expm1(n)) for n in map(number.get, ("low", "value", "high")))
-    return {"value": value, "low": low, "high": high, "unit": "%"}
+    nats = np.asarray(changes)
+    if len(nats) == 1:
+        return point(100 * float(np.expm1(nats[0])), "%")
+    return _percent(nats.mean(), _half_width(nats))
 
 
 def mean_interval(values: list[float] | np.ndarray, unit: str) -> dict[str, Any]:

@@ -91,18 +91,23 @@ def weight_gradients(
         dL/dW by name, of the weights' shapes ``(out, in)``, in nats a token.
     """
     weights = {name: model.get_submodule(name).weight for name in names}
-    split = SplitModel(model, 0)
-    tokens = len(windows) * (windows.shape[1] - 1)
     try:
         for weight in weights.values():
             weight.requires_grad_()
-        for ids in tqdm(windows.split(1), desc="weight gradients", unit="window", disable=not progress):
-            (split.nll(split.below(ids), ids.to(model.device)) / tokens).backward()
+        backward(model, windows, progress=progress)
         return {name: weight.grad for name, weight in weights.items()}
     finally:
         for weight in weights.values():
             weight.requires_grad_(False)
             weight.grad = None
+
+
+def backward(model: LlamaForCausalLM, windows: Tensor, *, progress: bool = False) -> None:
+    """Add the gradient of the mean next-token loss on ``windows`` to every parameter that wants one."""
+    split = SplitModel(model, 0)
+    tokens = len(windows) * (windows.shape[1] - 1)
+    for ids in tqdm(windows.split(1), desc="gradients", unit="window", disable=not progress):
+        (split.nll(split.below(ids), ids.to(model.device)) / tokens).backward()
 
 
 def choose_groups(gradients: dict[str, Tensor], block_size: int, n_blocks: int) -> dict[str, Tensor]:
