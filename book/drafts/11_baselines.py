@@ -119,10 +119,11 @@ for size, blocks in (("1k", 144), ("6k", 1024), ("25k", 4320)):
 
 # %% [markdown]
 # TODO reading. Then the search. (So far, 60 steps at one rate, validation: chosen scales -11.3, -16.1 and -18.3 % at 1k, 6k and
-# 25k, where ours have -12.4, -16.7 and -18.5, IA³ on whole modules -4.3, -11.3 and -16.4 and LoRA -3.5, -14.4 and -21.3:
+# 25k, where ours have -12.4, -16.7 and -18.5, IA³ on whole modules -4.3, -11.3 and -16.4 and LoRA -4.3, -14.4 and -21.3:
 # nearly all of our lead over PEFT is the choice of components, hardly any of it the rotation. LoRA from the gradient's
-# direction: 34.06 against 33.61 at 1k, 29.80 against 30.23 at 6k, 27.78 against 27.40 at 25k, so no rule. Modules spread
-# evenly help LoRA and DoRA at 1k (33.32 both), nothing else; what was left of a budget never helped.)
+# direction against its best without: 34.06 and 33.32 at 1k, 29.80 and 30.23 at 6k, 27.78 and 27.40 at 25k, so no rule.
+# Modules spread evenly help LoRA and DoRA at 1k (33.61 and 33.93 become 33.32), OFT there by 0.01, and no other; what was
+# left of a budget had room for another module in two places, DoRA and IA³ at 25k, and helped in neither.)
 
 # %%
 selection = load_result("baseline_selection")["headline"]
