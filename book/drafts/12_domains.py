@@ -191,8 +191,9 @@ plt.show()
 # code +3 to +4. So clothes, not subject, decide; dressed training text spends the same parameters on formatting and
 # unlearns a little of everything else. Sixty steps at the rate chosen on WikiText for all texts; code has few windows.
 # (All but news' third seed are in:) mathematics -18 on itself, code -13, law -18 (and biomedicine -3), fiction -20, news
-# -15; each costs the others 0 to +10, fiction and news the most. LAMBADA's passages have clothes of their own (lower case,
-# spaces around commas, `` for quotes), multiple choice too: show a line of each before calling any of these a subject. So
+# -15; each costs the others 0 to +10, fiction and news the most. Not clothes
+# of tokenization (LAMBADA here is the detokenised edition, with curly quotes): look at which tokens fiction and news gain
+# on, or show a line of each, before calling any of these a subject (multiple choice has a form of its own as well). So
 # the one kind of training that helps nearly everywhere is plain encyclopaedia, and each text's own row gains -13 to -22.
 # Cells in brackets: interval (seeds and text together) has zero.
 #
