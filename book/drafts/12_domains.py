@@ -47,7 +47,7 @@ if importlib.util.find_spec("cua") is None:
 import matplotlib.pyplot as plt
 import numpy as np
 
-from cua.experiments.domains import TEXTS, corpus, cut, cut_formatting
+from cua.experiments.domains import TEXTS, corpus, cut, cut_formatting, label
 from cua.experiments.forgetting import by_formatting, compare
 from cua.experiments.record import ADAPTERS, load_result, quote
 from cua.experiments.trained import WIKITEXT, attached, last_states
@@ -166,7 +166,7 @@ for model in MODELS[:-1]:
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of perplexity in per cent (lower is better) on each text (columns), by the text that the adapter was placed and trained on (rows). In brackets: the 95 % interval, over seeds and text, has zero.", "name": "fig-domains"}, "image": {"alt": "Square heat map of ten texts by ten texts with a dark diagonal, change of perplexity written in each cell."}}
 domains = load_result("domains")["headline"]
-labels = [text.replace(" ", "_") for text in TEXTS]
+labels = [label(text) for text in TEXTS]
 numbers = [[domains[f"change_{a}_on_{b}"] for b in labels] for a in labels]
 changes = np.array([[number["value"] for number in row] for row in numbers])
 fig, ax = plt.subplots(figsize=(7, 5))

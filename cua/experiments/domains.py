@@ -125,7 +125,7 @@ def run() -> dict[str, Any]:
             text, seed = trained[key]
             if text not in benches:
                 benches = {text: Bench(model, tokens | {"train": cut(tokenizer, trains[text])}, {})}
-            run = _fit(benches[text], seed, ADAPTERS / NAME / _label(key))
+            run = _fit(benches[text], seed, ADAPTERS / NAME / label(key))
         else:
             bench = Bench(model, tokens, {})
             run = {"texts": {text: bench.measure(text, 0) for text in TEXTS}}
@@ -150,14 +150,15 @@ def _fit(bench: Bench, seed: int, folder: Path) -> dict[str, Any]:
 def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Base perplexity of every text; its change by what the adapter was trained on, for other seeds and other text."""
     base = runs["base"]["texts"]
-    numbers = {f"base_{_label(text)}": point(base[text]["perplexity"], "perplexity") for text in TEXTS}
+    numbers = {f"base_{label(text)}": point(base[text]["perplexity"], "perplexity") for text in TEXTS}
     for trained_on in TEXTS:
         mine = [runs[f"{trained_on}/seed{seed}"]["texts"] for seed in SEEDS]
         for text in TEXTS:
             pairs = [(run[text], base[text]) for run in mine]
-            numbers[f"change_{_label(trained_on)}_on_{_label(text)}"] = change_over_seeds_and_text([pairs])
+            numbers[f"change_{label(trained_on)}_on_{label(text)}"] = change_over_seeds_and_text([pairs])
     return numbers
 
 
-def _label(text: str) -> str:
+def label(text: str) -> str:
+    """How a text is called in a headline and as a folder."""
     return text.replace(" ", "_")

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from cua.experiments.baseline_methods import METHODS
-from cua.experiments.domains import ELSEWHERE, TEXTS, WINDOWS, corpus, cut, cut_formatting
+from cua.experiments.domains import ELSEWHERE, TEXTS, WINDOWS, corpus, cut, cut_formatting, label
 from cua.experiments.protocol import change_over_seeds_and_text, mean_interval, percent_of_nats
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, point
 from cua.experiments.trained import (
@@ -139,7 +139,7 @@ def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for model, seeds in models.items():
         pairs = {text: [(run[text], {"nll": run[text]["base_nll"]}) for run in seeds] for text in TEXTS}
         for text in TEXTS:
-            name = f"{model}_on_{text.replace(' ', '_')}"
+            name = f"{model}_on_{label(text)}"
             numbers[name] = change_over_seeds_and_text([pairs[text]])
             if text in DRESSED:
                 parts = [by_formatting(run[text]) for run in seeds]
@@ -155,7 +155,7 @@ def headline(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     for text in DRESSED:
         run = models["cua_6k"][0][text]
         share = 100 * run["formatting_tokens"] / run["tokens"]
-        numbers[f"formatting_of_{text.replace(' ', '_')}"] = point(share, "% of tokens")
+        numbers[f"formatting_of_{label(text)}"] = point(share, "% of tokens")
     for size in ("1k", "6k", "25k"):
         both = list(zip(models[f"cua_{size}"], models[f"lora_{size}"], strict=True))
         for name, texts in (("elsewhere", ELSEWHERE), ("on_wikitext", TEXTS[:1])):

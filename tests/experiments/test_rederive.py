@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from cua.experiments import (
     compression_rates,
     domains,
     forgetting,
+    gains,
     hardware,
     noise_frontier,
     placement,
@@ -205,11 +207,28 @@ def test_the_headline_of_the_budgets_on_circuits_follows_from_the_runs():
         assert_same(result["headline"], budget_circuits.headline(result["runs"], exact, studies["budget_1k"]["base"]))
 
 
-@pytest.mark.parametrize("study", [baseline_selection, domains, forgetting], ids=lambda study: study.NAME)
+@pytest.mark.parametrize("study", [baseline_selection, domains, gains, forgetting], ids=lambda study: study.NAME)
 def test_the_headline_of_what_adapters_do_elsewhere_follows_from_the_runs(study):
     result = recorded(study.NAME)
     if result["status"] == "complete":
         assert_same(result["headline"], study.headline(result["runs"]))
+
+
+def test_a_window_of_news_gains_what_is_recorded(embedded):
+    model, tokenizer = embedded
+    result = recorded("gains")
+    ids = domains.cut(tokenizer, domains.corpus("news", "test"), domains.WINDOWS)[4:5]
+    of_kind = gains.kinds(tokenizer, ids)
+    adapters = {"news/base": nullcontext(), "news/seed1": attached(model, ADAPTERS / "domains" / "news" / "seed1")}
+    for key, adapter in adapters.items():
+        if key not in result["runs"]:
+            assert result["status"] == "partial"
+            continue
+        with adapter:
+            nll = gains.losses(model, ids)
+        found, run = gains.summed(nll, nll, of_kind), result["runs"][key]
+        assert found["nll"][0] == pytest.approx(run["nll"][4], abs=NATS)
+        assert found["by_eighth"][2]["nll"][0] == pytest.approx(run["by_eighth"][2]["nll"][4], abs=NATS)
 
 
 def test_the_headline_of_the_price_of_clothes_follows_from_the_runs():
