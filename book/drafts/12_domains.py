@@ -170,11 +170,11 @@ labels = [label(text) for text in TEXTS]
 numbers = [[domains[f"change_{a}_on_{b}"] for b in labels] for a in labels]
 changes = np.array([[number["value"] for number in row] for row in numbers])
 fig, ax = plt.subplots(figsize=(7, 5))
-picture = ax.imshow(changes, cmap="cividis", vmin=-30, vmax=10)
+picture = ax.imshow(changes, cmap="RdBu_r", vmin=-25, vmax=25)
 for (i, j), change in np.ndenumerate(changes):
     open_ = numbers[i][j]["low"] < 0 < numbers[i][j]["high"]
-    says = f"({change:.0f})" if open_ else f"{change:.0f}"
-    ax.text(j, i, says, ha="center", va="center", fontsize=8, color="white" if change < -10 else "black")
+    says = f"({round(change)})" if open_ else f"{round(change)}"
+    ax.text(j, i, says, ha="center", va="center", fontsize=8, color="white" if change < -15 else "black")
 ax.set_xticks(range(len(TEXTS)), TEXTS, rotation=40, ha="right")
 ax.set_yticks(range(len(TEXTS)), TEXTS)
 ax.set(xlabel="measured on", ylabel="trained on")
