@@ -211,7 +211,10 @@ for text in labels:
     print(f"{text:26}" + " ".join(f"{f'{tokens:.0f} / {gain:.0f}':>12}" for tokens, gain in parts))
 
 # %% [markdown]
-# TODO reading.
+# On abstracts, exam questions and news seven to eight tenths of the gain is on ordinary words, somewhat less than their
+# share of the tokens; line breaks and what follows them have 11 to 19 % of it (BACKGROUND and its like: 15 % of the gain
+# on 1.5 % of the tokens). On fiction that is half, where passages end and begin; on worked answers nearly as much, and on
+# code two thirds, but both are made of short lines. Dressed WikiText stands out: more than half is on punctuation.
 #
 # What kind of text this is, a model also learns by reading it. An adapter that says just that would gain much at the
 # start of a window and little at its end; and with a page of the same text to read first, the base model would need it no
@@ -221,11 +224,12 @@ for text in labels:
 fig, ax = plt.subplots()
 LINES = {"wikitext": ("WikiText, dressed", "highlight", "s"), "domains": ("six domains, mean", "exact", "o")}
 LINES["wikipedia_in_plain"] = ("Wikipedia, plain", "base", "^")
-for name, (says, colour, marker) in LINES.items():
+for k, (name, (says, colour, marker)) in enumerate(LINES.items()):
     parts = [gains[f"{name}_eighth{i}"] for i in range(1, 9)]
-    for i, number in enumerate(parts):
-        interval(ax, number, x=64 * i + 32, color=COLOURS[colour], marker=marker)
-    ax.plot(64 * np.arange(8) + 32, [n["value"] for n in parts], color=COLOURS[colour], marker=marker, label=says)
+    middles = 64 * np.arange(8) + 32 + 6 * (k - 1)  # side by side
+    for middle, number in zip(middles, parts, strict=True):
+        interval(ax, number, x=middle, color=COLOURS[colour], marker=marker)
+    ax.plot(middles, [n["value"] for n in parts], color=COLOURS[colour], marker=marker, label=says)
 ax.axhline(0, color=COLOURS["base"], linewidth=1)
 ax.set(xlabel="position in the window (tokens)", ylabel="change of perplexity (%)")
 ax.legend()
@@ -238,7 +242,12 @@ for text in ("domains", *labels):
     print(f"{text:22} {next(cells):24} {next(cells):24} {next(cells)}")
 
 # %% [markdown]
-# TODO reading.
+# The gain does become smaller, to less than half (in nats) from the first eighth to the last. But what we expected of the page has
+# not come true. On the six domains a page gives the base model 4 %, where the adapter gives 17; and once both have read
+# it, the adapter still gives 12 %, two thirds of its gain in nats. So most of what these adapters know of their text is
+# not what 512 tokens of it would have told this model anyway. (It is a small one, and reads less out of its context than a
+# large one would. On plain WikiText a page out of other articles even does harm; we do not know why. The intervals of the
+# second column are over text only, nothing there is trained.)
 #
 # ## Does orthogonality protect?
 #
