@@ -165,7 +165,7 @@ for model in MODELS[:-1]:
 # turn, trained on it for 60 steps and measured on all, three seeds. Documents for testing that repeat the training text,
 # as exam questions on the same story do, are left out.
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of perplexity in per cent (lower is better) on each text (columns), by the text that the adapter was placed and trained on (rows). In brackets: the 95 % interval, over seeds and text, has zero.", "name": "fig-domains"}, "image": {"alt": "Square heat map of ten texts by ten texts with a dark diagonal, change of perplexity written in each cell."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of perplexity in per cent (lower is better) on each text (columns), by the text that the adapter was placed and trained on (rows). In brackets: the 95 % interval, over seeds and text, has zero.", "name": "fig-domains"}, "image": {"alt": "Square heat map of ten texts by ten texts, blue for gains and red for losses, with a blue diagonal, change of perplexity written in each cell."}}
 domains = load_result("domains")["headline"]
 labels = [label(text) for text in TEXTS]
 numbers = [[domains[f"change_{a}_on_{b}"] for b in labels] for a in labels]
@@ -220,7 +220,7 @@ for text in labels:
 # start of a window and little at its end; and with a page of the same text to read first, the base model would need it no
 # more:
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of perplexity by an adapter on the text that it was trained on, in each eighth of a window of 512 tokens; bars 95 % over three seeds and the text.", "name": "fig-eighths"}, "image": {"alt": "Three lines over the position in the window, all below zero and rising towards it: dressed WikiText from about -44 to -14 per cent, six domains from about -26 to -10, plain Wikipedia from about -18 to -6."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of perplexity by an adapter on the text that it was trained on, in each eighth of a window of 512 tokens; bars 95 % over three seeds and the text.", "name": "fig-eighths"}, "image": {"alt": "Three lines over the position in the window, all below zero and rising towards it: dressed WikiText from about -44 to -14 per cent, six domains from about -26 to -12, plain Wikipedia from about -18 to -6."}}
 fig, ax = plt.subplots()
 LINES = {"wikitext": ("WikiText, dressed", "highlight", "s"), "domains": ("six domains, mean", "exact", "o")}
 LINES["wikipedia_in_plain"] = ("Wikipedia, plain", "base", "^")
@@ -242,8 +242,8 @@ for text in ("domains", *labels):
     print(f"{text:22} {next(cells):24} {next(cells):24} {next(cells)}")
 
 # %% [markdown]
-# The gain does become smaller, to less than half (in nats) from the first eighth to the last. But what we expected of the page has
-# not come true. On the six domains a page gives the base model 4 %, where the adapter gives 17; and once both have read
+# The gain does become smaller, to less than half (in nats) from the first eighth to the last. But what we expected of the
+# page has not come true. On the six domains a page gives the base model 4 %, where the adapter gives 17; and once both have read
 # it, the adapter still gives 12 %, two thirds of its gain in nats. So most of what these adapters know of their text is
 # not what 512 tokens of it would have told this model anyway. (It is a small one, and reads less out of its context than a
 # large one would. On plain WikiText a page out of other articles even does harm; we do not know why. The intervals of the

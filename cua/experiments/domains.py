@@ -94,13 +94,21 @@ def _spread(rows: Tensor, most: int | None) -> Tensor:
     return rows[torch.linspace(0, len(rows) - 1, most).long()]
 
 
-def run() -> dict[str, Any]:
-    """The base model and an adapter for every text and seed, each on every text."""
-    model, tokenizer = load_model()
+def read(
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[dict[str, Corpus], dict[str, Tensor], dict[str, dict[str, Any]]]:
+    """Of every text the train split, the windows for testing, and where both splits are from, as it is recorded."""
     tests, trains = ({text: corpus(text, split) for text in TEXTS} for split in ("test", "train"))
     tokens = {text: cut(tokenizer, found, WINDOWS) for text, found in tests.items()}
     data = {text: found.provenance() for text, found in tests.items()}
     data |= {f"{text}, train": found.provenance() for text, found in trains.items()}
+    return trains, tokens, data
+
+
+def run() -> dict[str, Any]:
+    """The base model and an adapter for every text and seed, each on every text."""
+    model, tokenizer = load_model()
+    trains, tokens, data = read(tokenizer)
     record = Record(
         {
             "name": NAME,

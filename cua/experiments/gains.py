@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from cua.experiments.domains import ELSEWHERE, SEEDS, TEXTS, WINDOWS, corpus, cut, label
+from cua.experiments.domains import ELSEWHERE, SEEDS, TEXTS, WINDOWS, cut, label, read
 from cua.experiments.domains import NAME as DOMAINS
 from cua.experiments.protocol import change_over_seeds_and_text, mean_interval
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, point
@@ -91,10 +91,7 @@ def run() -> dict[str, Any]:
     paths = {f"{text}/seed{seed}": f"{DOMAINS}/{label(text)}/seed{seed}" for text in TEXTS for seed in SEEDS}
     digests = adapter_digests(paths.values())
     model, tokenizer = load_model()
-    tests, trains = ({text: corpus(text, split) for text in TEXTS} for split in ("test", "train"))
-    tokens = {text: cut(tokenizer, found, WINDOWS) for text, found in tests.items()}
-    data = {text: found.provenance() for text, found in tests.items()}
-    data |= {f"{text}, train": found.provenance() for text, found in trains.items()}
+    trains, tokens, data = read(tokenizer)
     record = Record(
         {
             "name": NAME,
@@ -111,18 +108,19 @@ def run() -> dict[str, Any]:
             "data": data,
         }
     )
-    bases = {f"{text}/base": text for text in TEXTS}
-    for key in record.missing([*bases, *paths]):
+    keys = [f"{text}/{who}" for text in TEXTS for who in ("base", *(f"seed{seed}" for seed in SEEDS))]
+    pages: dict[str, Tensor] = {}
+    for key in record.missing(keys):
         started = time.perf_counter()
         text, _, _ = key.partition("/")
         ids = tokens[text]
-        train = cut(tokenizer, trains[text])
-        page = train[torch.linspace(0, len(train) - 1, len(ids)).long()]
+        if text not in pages:
+            pages = {text: cut(tokenizer, trains[text], len(ids))}
         with attached(model, ADAPTERS / paths[key]) if key in paths else nullcontext():
-            found = summed(losses(model, ids), losses(model, ids, page), kinds(tokenizer, ids))
+            found = summed(losses(model, ids), losses(model, ids, pages[text]), kinds(tokenizer, ids))
         record.add(key, found, time.perf_counter() - started)
         print(f"{key}: {sum(found['nll']) / found['tokens']:.4f} nats a token", flush=True)
-    if not record.has(*bases, *paths):
+    if not record.has(*keys):
         return record.result
     return record.finish(headline(record.result["runs"]))
 
