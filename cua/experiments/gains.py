@@ -53,9 +53,9 @@ def losses(model: LlamaForCausalLM, windows: Tensor, page: Tensor | None = None)
         windows: ``(n, T)`` token ids.
         page: ``(n, P)``, what the model reads ahead of each window.
     """
-    read = windows if page is None else torch.cat([page, windows], dim=1)
+    sequences = windows if page is None else torch.cat([page, windows], dim=1)
     found = []
-    for ids, states in zip(windows, last_states(model, read), strict=True):
+    for ids, states in zip(windows, last_states(model, sequences), strict=True):
         logits = model.lm_head(model.model.norm(states[0, -len(ids) : -1]))
         found.append(torch.nn.functional.cross_entropy(logits, ids[1:], reduction="none"))
     return torch.stack(found)
