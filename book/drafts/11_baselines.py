@@ -141,9 +141,8 @@ for size in BUDGETS:
 # %% [markdown]
 # ## The test
 #
-# **Recorded** ({download}`baselines.json <results/baselines.json>`): 240 steps on the same text, every fourth
-# window of WikiText-2's test split; five seeds of ours, of LoRA and of what did best on validation text, three of the
-# others. Intervals are for other seeds and other text at once. (A seed is the order of
+# **Recorded** ({download}`baselines.json <results/baselines.json>`): 240 steps on the same text, every fourth window of
+# WikiText-2's test split, five seeds each. Intervals are for other seeds and other text at once. (A seed is the order of
 # the training windows, and of LoRA, DoRA and VeRA the initial values as well; places and rates are those of seed 0.)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of WikiText-2 test perplexity (lower is better) against trained parameters, logarithmic. Bars: 95 % for other seeds and other text.", "name": "fig-baselines"}, "image": {"alt": "Eight lines over three sizes: change of test perplexity for our blocks, with exact and copied signs, for five methods of PEFT and for chosen scales."}}
