@@ -123,22 +123,28 @@ for size, blocks in (("1k", 144), ("6k", 1024), ("25k", 4320)):
 # components of all 30 modules, and what is left of the difference is which four share a block: neighbours in the order of
 # the file, or components that want to turn into one another.
 #
-# TODO the search. (So far, 60 steps at one rate, validation: chosen scales -11.3, -16.1 and -18.3 % at 1k, 6k and
-# 25k, where ours have -12.4, -16.7 and -18.5, IA³ on whole modules -4.3, -11.3 and -16.4 and LoRA -4.3, -14.4 and -21.3:
-# nearly all of our lead over PEFT is the choice of components, hardly any of it the rotation. LoRA from the gradient's
-# direction against its best without: 34.06 and 33.32 at 1k, 29.80 and 30.23 at 6k, 27.78 and 27.40 at 25k, so no rule.
-# Modules spread evenly help LoRA and DoRA at 1k (33.61 and 33.93 become 33.32), OFT there by 0.01, and no other; what was
-# left of a budget had room for another module in two places, DoRA and IA³ at 25k, and helped in neither.)
+# At the best place and rate, with 120 steps, on validation text:
 
 # %%
-selection = load_result("baseline_selection")["headline"]
+selection, ours = load_result("baseline_selection")["headline"], load_result("budget_rates")["headline"]
 for size in BUDGETS:
+    print(f"{size:4} {'ours':7} rate {ours[f'budget_{size}_rate']['value']:<6} {quote(ours[f'budget_{size}_selection_change'])}")
     for method in METHODS:
-        if f"{method}_{size}_rate" in selection:
-            count, rate, change = (selection[f"{method}_{size}_{key}"] for key in ("parameters", "rate", "change"))
-            print(f"{size:4} {method:5} {count['value']:7,.0f} parameters, rate {rate['value']:<6} {quote(change)}")
+        count, rate, change = (selection[f"{method}_{size}_{key}"] for key in ("parameters", "rate", "change"))
+        print(f"     {method:7} rate {rate['value']:<6} {quote(change)} with {count['value']:,.0f} parameters")
 
 # %% [markdown]
+# The control is the line to look at. Scales know nothing of rotations, and no circuit is needed for them; given our choice
+# of components, they do at a thousand parameters what our blocks do, and nearly so at six thousand; VeRA, the best of PEFT
+# on whole modules, is four points behind both at a thousand. So **what puts us ahead at small sizes is mostly where the
+# parameters go, and hardly that they rotate.** At 25k rotating is worth two points more than scaling, and LoRA more still.
+#
+# What the search found besides: VeRA wants rates four to eight times ours and gains up to 7 % by them (perplexity 27.99 at
+# our rate, 26.06 at its own, at 25k), LoRA and DoRA hardly care. One module out of 30 is best for LoRA and DoRA at 1k, and
+# not the one with the steepest slopes (33.61 and 33.93 after 60 steps) but one in the middle (33.32). Along the gradient
+# LoRA is better at 6k (29.80 against 30.24 for its best from random directions) and worse at the other two sizes. What was
+# left of a budget had room for another module in two places and helped in neither.
+#
 # ## The test
 #
 # **Recorded** ({download}`baselines.json <results/baselines.json>`): 240 steps on the same text, every fourth window of
