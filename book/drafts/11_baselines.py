@@ -100,7 +100,7 @@ with attached(model, ADAPTERS / "baselines" / "lora" / "6k" / "seed0") as lora:
 # left of a change that knows nothing. The reason is length: $BA$ has a norm of 16 to 24 % of that of $W$ here, all of it on
 # one combination of outputs, which becomes several times longer; a rotation leaves every combination as long as it was.
 #
-# That bond is what one gets something for. A block never changes the length of what passes through it, it is undone by its
+# The bond pays, too. A block never changes the length of what passes through it, it is undone by its
 # transpose, and it runs as a circuit of two qubits; $W+BA$ has none of that. Then there is size: LoRA's smallest piece,
 # rank 1 on one module, has 768 parameters here, a block has six. And what blocks cannot do, at any number of parameters:
 # stretch a direction, or bring a component in from outside of its block.
