@@ -100,10 +100,10 @@ with attached(model, ADAPTERS / "baselines" / "lora" / "6k" / "seed0") as lora:
 # left of a change that knows nothing. The reason is length: $BA$ has a norm of 16 to 24 % of that of $W$ here, all of it on
 # one combination of outputs, which becomes several times longer; a rotation leaves every combination as long as it was.
 #
-# The bond pays, too. A block never changes the length of what passes through it, it is undone by its
-# transpose, and it runs as a circuit of two qubits; $W+BA$ has none of that. Then there is size: LoRA's smallest piece,
-# rank 1 on one module, has 768 parameters here, a block has six. And what blocks cannot do, at any number of parameters:
-# stretch a direction, or bring a component in from outside of its block.
+# The bond pays, too. A block never changes the length of what passes through it, it is undone by its transpose, and it
+# runs as a circuit of two qubits; $W+BA$ has none of that. Then there is size: LoRA's smallest piece, rank 1 on one module,
+# has 768 parameters here, a block has six. And what blocks cannot do, at any number of parameters: stretch a direction, or
+# bring a component in from outside of its block.
 #
 # ## The search
 #
@@ -140,9 +140,9 @@ for size, blocks in (("1k", 144), ("6k", 1024), ("25k", 4320)):
 # At the best place and rate, with 120 steps, on validation text:
 
 # %%
-selection, ours = load_result("baseline_selection")["headline"], load_result("budget_rates")["headline"]
+selection, rates = load_result("baseline_selection")["headline"], load_result("budget_rates")["headline"]
 for size in BUDGETS:
-    print(f"{size:4} {'ours':7} rate {ours[f'budget_{size}_rate']['value']:<6} {quote(ours[f'budget_{size}_selection_change'])}")
+    print(f"{size:4} {'ours':7} rate {rates[f'budget_{size}_rate']['value']:<6} {quote(rates[f'budget_{size}_selection_change'])}")
     for method in METHODS:
         count, rate, change = (selection[f"{method}_{size}_{key}"] for key in ("parameters", "rate", "change"))
         print(f"     {method:7} rate {rate['value']:<6} {quote(change)} with {count['value']:,.0f} parameters")
