@@ -40,8 +40,7 @@ def run() -> dict[str, Any]:
     full = Bench.prepare(test=True)
     bench = Bench(full.model, full.tokens | {"test": full.tokens["test"][::EVERY]}, full.data)
     for study in studies.values():
-        if study["model"] != identity(bench.model) or _digests(study["data"]) != _digests(bench.data):
-            raise ValueError(f"{study['name']} was recorded with another model or text than there is here")
+        check_same(study, bench)
     record = Record(
         {
             "name": NAME,
@@ -75,6 +74,12 @@ def run() -> dict[str, Any]:
     return record.finish(headline(record.result["runs"], ours))
 
 
+def check_same(result: dict[str, Any], bench: Bench) -> None:
+    """Raise a ValueError if something was recorded with another model or text than there is here."""
+    if result["model"] != identity(bench.model) or _digests(result["data"]) != _digests(bench.data):
+        raise ValueError(f"{result['name']} was recorded with another model or text than there is here")
+
+
 def _digests(data: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {name: of["sha256"] for name, of in data.items()}
 
@@ -92,7 +97,7 @@ def headline(runs: dict[str, Any], ours: dict[str, dict[str, Any]]) -> dict[str,
     base, numbers = runs["base"], {}
     for label in BUDGETS:
         mine = {
-            f"cua_{readout.replace('-', '_')}": [_same_windows(ours[label][f"{readout}-seed{seed}"]) for seed in SEEDS]
+            f"cua_{readout.replace('-', '_')}": [same_windows(ours[label][f"{readout}-seed{seed}"]) for seed in SEEDS]
             for readout in READOUTS
         }
         fitting = [method for method in METHODS if f"{method}/{label}/seed0" in runs]
@@ -106,7 +111,7 @@ def headline(runs: dict[str, Any], ours: dict[str, dict[str, Any]]) -> dict[str,
     return numbers
 
 
-def _same_windows(run: dict[str, Any]) -> dict[str, Any]:
+def same_windows(run: dict[str, Any]) -> dict[str, Any]:
     """A run over the whole test split, reduced to the windows that are measured here."""
     losses = run["nll"][::EVERY]
     tokens = run["tokens"] * len(losses) // len(run["nll"])

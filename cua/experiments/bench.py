@@ -135,17 +135,15 @@ class Bench:
         """
         adapter = cua.attach(self.model, config, groups)
         try:
-            measured = self._train_and_measure(adapter, training, names, layer, **options)
+            measured = self.train_and_measure(
+                adapter, training, names, adapter.first_layer if layer is None else layer, **options
+            )
             if folder is not None:
                 cua.save(adapter, folder)
-            with torch.no_grad():
-                norms = [
-                    torch.linalg.matrix_norm(cua.skew(module.theta, config.block_size), 2).max().item()
-                    for module in adapter.modules.values()
-                ]
+            norm = largest_k_norm(adapter)
         finally:
             adapter.detach()
-        return {"parameters": adapter.n_parameters, "largest_k_norm": round(max(norms), 4)} | measured
+        return {"parameters": adapter.n_parameters, "largest_k_norm": norm} | measured
 
     def fit_peft(
         self,
@@ -165,22 +163,24 @@ class Bench:
         try:
             if prepare is not None:
                 prepare(adapter)
-            measured = self._train_and_measure(adapter, training, names, layer, **options)
+            measured = self.train_and_measure(
+                adapter, training, names, adapter.first_layer if layer is None else layer, **options
+            )
             if folder is not None:
                 adapter.save(folder)
             return {"parameters": adapter.n_parameters} | measured
         finally:
             adapter.detach()
 
-    def _train_and_measure(
+    def train_and_measure(
         self,
-        adapter: cua.Adapter | PeftAdapter,
+        adapter: cua.Adapter | PeftAdapter | list[cua.Adapter],
         training: TrainConfig,
         names: str | tuple[str, ...],
-        layer: int | None,
+        layer: int,
         **options: Any,
     ) -> dict[str, Any]:
-        layer = adapter.first_layer if layer is None else layer
+        """Train what is attached and measure on splits ``names``, as :meth:`fit` does."""
         first, *others = (names,) if isinstance(names, str) else names
         started = time.perf_counter()
         split, prefix = SplitModel(self.model, layer), self.prefix("train", layer)
@@ -193,6 +193,14 @@ class Bench:
             "train_s": round(trained - started, 1),
             "measure_s": round(time.perf_counter() - trained, 1),
         } | measured
+
+
+@torch.no_grad()
+def largest_k_norm(adapter: cua.Adapter) -> float:
+    """The largest spectral norm of any block's K."""
+    size = adapter.config.block_size
+    norms = (torch.linalg.matrix_norm(cua.skew(module.theta, size), 2) for module in adapter.modules.values())
+    return round(max(norm.max().item() for norm in norms), 4)
 
 
 def run_of(measured: Perplexity) -> dict[str, Any]:

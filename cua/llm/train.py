@@ -4,6 +4,7 @@ Under ``accelerate launch`` several processes share the windows of each step.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -68,7 +69,7 @@ def window_order(n_windows: int, config: TrainConfig) -> Tensor:
 
 def train(
     model: LlamaForCausalLM,
-    adapter: Adapter | PeftAdapter,
+    adapter: Adapter | PeftAdapter | Sequence[Adapter],
     windows: Tensor,
     config: TrainConfig,
     *,
@@ -82,7 +83,8 @@ def train(
 
     Args:
         model: carries ``adapter``; everything else stays frozen.
-        adapter: from :func:`cua.attach`, or of PEFT (which has no blocks, so no ``max_k_norm``).
+        adapter: from :func:`cua.attach`, or of PEFT (which has no blocks, so no ``max_k_norm``).  Several of the first
+            kind, such as one on inputs and one on outputs of other projections, are trained together.
         windows: ``(n, T)`` token ids.
         config: schedule and seed.
         split: at or below the adapter's first layer; at that layer if left out.
@@ -99,18 +101,22 @@ def train(
     Raises:
         ValueError: if the split leaves an adapted layer below it; if ``prefix`` does not belong to it and these
             windows; if the teacher is missing, not wanted or of another shape; if ``config.batch`` cannot be shared
-            equally by the processes; if an adapter of PEFT is to keep ``max_k_norm``.
+            equally by the processes; if an adapter of PEFT is to keep ``max_k_norm``, or there is none at all.
     """
     state = PartialState()
     if config.batch % state.num_processes:
         raise ValueError(f"batch={config.batch} cannot be shared equally by {state.num_processes} processes")
     if (teacher is None) != (config.distillation == 0):
         raise ValueError(f"distillation={config.distillation}, but {'no' if teacher is None else 'a'} teacher is given")
-    if config.max_k_norm is not None and not isinstance(adapter, Adapter):
+    adapters = list(adapter) if isinstance(adapter, Sequence) else [adapter]
+    if not adapters:
+        raise ValueError("no adapter to train: the sequence is empty")
+    if config.max_k_norm is not None and not all(isinstance(one, Adapter) for one in adapters):
         raise ValueError(f"max_k_norm={config.max_k_norm} bounds Cayley blocks; this adapter is of PEFT")
-    split = split or SplitModel(model, adapter.first_layer)
-    if split.layer > adapter.first_layer:
-        raise ValueError(f"a split at layer {split.layer} leaves the adapter of layer {adapter.first_layer} below it")
+    first_layer = min(one.first_layer for one in adapters)
+    split = split or SplitModel(model, first_layer)
+    if split.layer > first_layer:
+        raise ValueError(f"a split at layer {split.layer} leaves the adapter of layer {first_layer} below it")
     if teacher is not None and teacher.shape != (expected := (*windows.shape, split.head.in_features)):
         raise ValueError(f"teacher has shape {tuple(teacher.shape)}; these windows need {expected}")
     drawn = window_order(len(windows), config)
@@ -121,7 +127,7 @@ def train(
         teacher = None if teacher is None else teacher[used]
     else:
         split.check_prefix(prefix, windows)
-    parameters = adapter.parameters()
+    parameters = [parameter for one in adapters for parameter in one.parameters()]
     stepper = optimizer(parameters, lr=config.learning_rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         stepper,
@@ -144,7 +150,8 @@ def train(
         stepper.step()
         schedule.step()
         if config.max_k_norm is not None:
-            bound_k(adapter, config.max_k_norm)
+            for one in adapters:
+                bound_k(one, config.max_k_norm)
         losses.append(reduce(loss.detach(), "sum").item())
         steps.set_postfix(loss=f"{losses[-1]:.3f}")
     return losses

@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 
-from cua.experiments import baseline_cost, baseline_selection, baselines
+import cua
+from cua.experiments import baseline_cost, baseline_selection, baselines, both_sides
 from cua.experiments.baseline_methods import METHODS, scale_slopes, steepest, steepest_along_gradient
 from cua.experiments.baseline_selection import best_places, cells, choose_modules, next_rates, prepare, variants
 from cua.experiments.bench import Bench
 from cua.llm.baselines import PeftAdapter
+from cua.llm.train import TrainConfig
 
 
 @pytest.fixture
@@ -187,16 +189,12 @@ def test_rates_of_oft_are_half_of_ours():
 
 def test_headline_compares_on_the_same_windows():
     """Ours 20 where the methods are measured and far from it elsewhere; LoRA 21 and 22; base 25."""
-
-    def losses(level: float, n: int = 4) -> dict:
-        return {"nll": [10 * math.log(level)] * n, "tokens": 10 * n, "parameters": 1000, "perplexity": level}
-
-    ours = losses(20.0, 13)
+    ours = _losses(20.0, 13)
     ours["nll"] = [loss if i % baselines.EVERY == 0 else 99.0 for i, loss in enumerate(ours["nll"])]
     everything = {f"{readout}-seed{seed}": ours for readout in baselines.READOUTS for seed in baselines.SEEDS}
-    runs = {"base": losses(25.0)}
+    runs = {"base": _losses(25.0)}
     for label in baselines.BUDGETS:
-        runs |= {f"lora/{label}/seed{seed}": losses(21.0 + (seed > 2)) for seed in baselines.SEEDS}
+        runs |= {f"lora/{label}/seed{seed}": _losses(21.0 + (seed > 2)) for seed in baselines.SEEDS}
     numbers = baselines.headline(runs, dict.fromkeys(baselines.BUDGETS, everything))
     assert numbers["cua_exact_6k_change"]["value"] == pytest.approx(-20.0)
     assert numbers["lora_6k_change"]["value"] == pytest.approx(100 * (21**0.6 * 22**0.4 / 25 - 1))
@@ -205,6 +203,66 @@ def test_headline_compares_on_the_same_windows():
     assert numbers["cua_sign_constrained_against_lora_6k"] == against
     assert against["low"] < against["value"] < against["high"] < 0
     assert "dora_6k_change" not in numbers
+
+
+@pytest.mark.parametrize(("name", "share"), both_sides.SHARES.items(), ids=both_sides.SHARES)
+def test_every_share_has_as_many_parameters_and_learns(name, share, frozen, windows):
+    each, size = (60, 1) if name == "pairs" else (30 // len(share.inputs + share.outputs), 6)
+    bench = Bench(frozen, {"train": windows, "selection": windows}, {})
+    parts = share.adapters(bench, 30)
+    assert [config.side for config, _ in parts] == ["input", "output"][: len(parts)]
+    for config, groups in parts:
+        blocks = {
+            target: sum(len(g) for n, g in groups.items() if n.endswith(target)) for target in config.target_modules
+        }
+        assert set(blocks.values()) == {each}
+    before = bench.measure("selection", 0)
+    training = TrainConfig(steps=3, learning_rate=0.05, warmup=1, max_k_norm=1.9)
+    run = both_sides.fit(bench, parts, training, "selection", None)
+    assert run["parameters"] == each * size * len(share.inputs + share.outputs)
+    assert run["perplexity"] < before["perplexity"]
+    assert 0 < run["largest_k_norm"] < 1.9
+    assert bench.measure("selection", 0) == before
+
+
+def test_both_sides_of_a_run_are_saved(frozen, windows, tmp_path):
+    bench = Bench(frozen, {"train": windows, "selection": windows}, {})
+    parts = both_sides.SHARES["up"].adapters(bench, 8)
+    run = both_sides.fit(bench, parts, TrainConfig(steps=2, learning_rate=0.05), "selection", tmp_path)
+    adapters = [cua.load(frozen, tmp_path / side) for side in ("input", "output")]
+    assert bench.measure("selection", 0)["nll"] == run["nll"]
+    assert sum(adapter.n_parameters for adapter in adapters) == run["parameters"] == 48
+
+
+def test_the_best_share_alone_meets_the_test():
+    """Shares 28 to 32 at first, the best one lower at half the rate; LoRA 21, inputs alone 22, tested 20, base 25."""
+    levels = dict(zip(both_sides.SHARES, (29.0, 31.0, 28.0, 30.0, 32.0), strict=True))
+    best = list(levels)[2]
+    runs = {}
+    for size in both_sides.SIZES:
+        runs |= {f"{size}/{name}/rate{both_sides.FIRST_RATE}": _run(level) for name, level in levels.items()}
+        runs |= {
+            f"{size}/{best}/rate{both_sides.RATES[0]}": _run(27.0),
+            f"{size}/{best}/rate{both_sides.RATES[2]}": _run(33.0),
+        }
+        runs |= {f"{size}/seed{seed}": _losses(20.0) for seed in both_sides.SEEDS}
+        assert both_sides.best_share(runs, size) == best
+        assert both_sides.best_rate(runs, size) == both_sides.RATES[0]
+    rates = {"base": _run(32.0)} | {
+        f"budget_{size}-rate{both_sides.FIRST_RATE}": _run(30.0) for size in both_sides.SIZES
+    }
+    others = {"base": _losses(25.0)}
+    others |= {f"lora/{size}/seed{seed}": _losses(21.0) for size in both_sides.SIZES for seed in both_sides.SEEDS}
+    inputs = {size: [_losses(22.0)] * len(both_sides.SEEDS) for size in both_sides.SIZES}
+    numbers = both_sides.headline(runs, both_sides.Compared(rates, others, inputs))
+    assert numbers["6k_inputs_selection"]["value"] == pytest.approx(100 * (30 / 32 - 1))
+    assert numbers[f"25k_{best}_selection"]["value"] == pytest.approx(100 * (28 / 32 - 1))
+    for name, level in (("change", 25.0), ("against_inputs", 22.0), ("against_lora", 21.0)):
+        assert numbers[f"25k_{name}"]["value"] == pytest.approx(100 * (20 / level - 1))
+
+
+def _losses(level: float, n: int = 4) -> dict:
+    return {"nll": [10 * math.log(level)] * n, "tokens": 10 * n, "parameters": 1000, "perplexity": level}
 
 
 def test_the_best_place_is_trained_at_its_best_rate():

@@ -17,6 +17,7 @@ from cua.experiments import (
     baselines,
     benchmarks,
     block_readout,
+    both_sides,
     budget_circuits,
     clothes,
     compression,
@@ -276,6 +277,35 @@ def test_a_window_of_every_baseline_gives_the_recorded_loss(method, embedded, te
         else:
             assert adapter.n_parameters == result["runs"][key]["parameters"]
         found = perplexity(model, test_windows[1][:: baselines.EVERY][2:3]).nll[0]
+    assert found == pytest.approx(result["runs"][key]["nll"][2], abs=NATS)
+
+
+def test_the_headline_of_both_sides_follows_from_the_runs():
+    result, others = recorded("both_sides"), recorded("baselines")["runs"]
+    if result["status"] == "complete":
+        exact = {size: recorded(f"budget_{size}")["runs"] for size in both_sides.SIZES}
+        inputs = {
+            size: [baselines.same_windows(runs[f"exact-seed{seed}"]) for seed in both_sides.SEEDS]
+            for size, runs in exact.items()
+        }
+        compared = both_sides.Compared(recorded("budget_rates")["runs"], others, inputs)
+        assert_same(result["headline"], both_sides.headline(result["runs"], compared))
+        assert all(0 < run["largest_k_norm"] < 2 for run in result["runs"].values())
+
+
+@needs_copy
+@pytest.mark.parametrize("size", both_sides.SIZES)
+def test_a_window_of_both_sides_gives_the_recorded_loss(size, embedded, test_windows):
+    result, (model, _) = recorded("both_sides"), embedded
+    key = f"{size}/seed0"
+    if key not in result["runs"]:
+        assert result["status"] == "partial"
+        pytest.skip(f"{key} is not recorded yet")
+    adapters = [cua.load(model, folder) for folder in sorted((ADAPTERS / "both_sides" / key).iterdir())]
+    found = perplexity(model, test_windows[1][:: both_sides.EVERY][2:3]).nll[0]
+    for adapter in adapters:
+        adapter.detach()
+    assert sum(adapter.n_parameters for adapter in adapters) == result["runs"][key]["parameters"]
     assert found == pytest.approx(result["runs"][key]["nll"][2], abs=NATS)
 
 

@@ -201,6 +201,29 @@ def test_training_keeps_the_bound(make_llama, windows):
     assert torch.equal(unreached, parameters)
 
 
+def test_adapters_that_are_trained_together_learn_what_one_would(make_llama, windows):
+    """Two halves of one placement are that placement; sides may differ; each keeps the bound."""
+
+    def run(*configs, **options):
+        model = make_llama()
+        adapters = [attach(model, config) for config in configs]
+        config = TrainConfig(steps=12, learning_rate=0.1, warmup=2, **options)
+        losses = train(model, adapters if len(adapters) > 1 else adapters[0], windows, config)
+        return losses, torch.cat([thetas(adapter) for adapter in adapters]), adapters
+
+    losses, parameters, _ = run(CUAConfig(layers=(1, 2)))
+    halves, joined, _ = run(CUAConfig(layers=(2,)), CUAConfig(layers=(1,)))
+    assert halves == pytest.approx(losses, rel=1e-5)
+    torch.testing.assert_close(joined, torch.cat(parameters.chunk(2)[::-1]), rtol=0, atol=1e-4)
+    _, _, adapters = run(CUAConfig(layers=(2,)), CUAConfig(("up_proj",), side="output"), max_k_norm=0.3)
+    assert all(0.1 < torch.cat(k_norms(adapter)).max() <= 0.3 * (1 + 1e-6) for adapter in adapters)
+
+
+def test_none_to_train_is_refused(frozen, windows):
+    with pytest.raises(ValueError, match="no adapter to train"):
+        train(frozen, [], windows, TrainConfig(steps=1))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
