@@ -376,16 +376,25 @@ fig.supylabel("probability of the right option (%)")
 plt.show()
 
 # %%
-ways = [(question, way) for question in ("rings", "gene_flow") for way in ("letter", "text")]
-print(f"{'first, % of 24 orders':22}" + "".join(f"{f'{q}, {way}':>18}" for q, way in ways))
+questions = [(label, row["answer"]) for label, row in asked["config"]["asked"].items()]
+print(f"{'first, % of 24 orders':22}" + "".join(f"{f'{q}, {way}':>18}" for q, _ in questions for way in ("letter", "text")))
 for model in ("base", *WIKITEXT, "random", "matched"):
-    right = (asked["headline"][f"{question}_{way}_{model}_right"]["value"] for question, way in ways)
-    print(f"{model:22}" + "".join(f"{percent:18.0f}" for percent in right))
+    print(f"{model:22}", end="")
+    for label, answer in questions:
+        for way in ("letter", "text"):
+            runs = [run[label][way]["first"] for key, run in asked["runs"].items() if key.partition("/")[0] == model]
+            first = np.array(runs)[:, answer]
+            cell = f"{100 * first.mean():.0f} ({(first > 0.5).sum()} of {len(first)})"
+            print(f"{cell:>18}", end="")
+    print()
 for model in ("cua_6k", "lora_6k", "random", "matched"):
     print(f"{model:8} moves predictions by {quote(asked['headline'][f'{model}_kl'], 3)}")
+said = [asked["runs"]["base"][label]["text"]["said"] for label, _ in questions]
+print(f"base: any of the four, word for word, rings {said[0]:.0e}, gene flow {said[1]:.0e}")
 
 # %% [markdown]
-# And every option at temperature 1, in per cent; a star marks the right one. Of several seeds or draws, the mean.
+# In brackets: how many of the seeds or draws have the right option first in more than half of the orders. And every option
+# at temperature 1, in per cent; a star marks the right one. Of several seeds or draws, the mean.
 
 # %%
 FAMILIES = ("base", "cua_6k", "lora_6k", "random", "matched")
@@ -401,13 +410,40 @@ for label, question in asked["config"]["asked"].items():
             print(f"{star} {textwrap.shorten(option, 44):44}" + "".join(f"{100 * share[i]:8.1f}" for share in shares))
 
 # %% [markdown]
-# TODO
+# Asked for the letter, all of them choose a letter and not an answer: over the 24 orders every option gets its quarter.
+# Asked for the answer, the base model says "Saturn" in every order, which is what the paper's, sixty times larger,
+# said. It does not come right by training: blocks of 6k do not have the right answer first in a single order, with none
+# of five seeds, and on gene flow they are further from it than the base model (11 % [9, 14] at temperature 1, base
+# model 21). Blocks of 1k have "all of the above" first in 14 % of the orders, LoRA of 6k makes the right answer to gene
+# flow likelier (33 % [26, 41]), and neither prefers it. Temperature decides nothing either. Above 1 the shortest answer
+# wins, since every token of an answer becomes less probable, and neither right one is the shortest.
+#
+# Now to the ten that learned nothing. Turned as far as training turned the blocks (which moves predictions twice as
+# far), **two of ten random directions correct the question on rings**, one of them in all 24 orders, **and two others
+# that on gene flow**; with predictions that move no more than by training, one still corrects the second. Any of these
+# four could be shown beside the base model, in the same table as the paper's, and nobody would see from it that there
+# was nothing to see.
 #
 # ## What we learned
 #
-# - TODO
+# - **A corrected question is not evidence.** It takes both directions, all questions, and something to compare with that
+#   learned nothing: random directions correct the paper's two questions as well, and move a whole benchmark by up to ten
+#   points, with p = 0.002.
+# - **Six thousand parameters in blocks help this model on LAMBADA**, by five to six points with each of three seeds, more
+#   than LoRA's two and more than any of five random directions. That is one benchmark of six, and the one most like plain
+#   text to be continued.
+# - **On everything else nothing is won.** MMLU does not move; ARC-Easy falls by a point or so, with LoRA by two to three;
+#   what BoolQ gains is saying "yes" more often; analogies are lost.
+# - **Perplexity does not tell.** Blocks and LoRA of 6k lower WikiText's by the same fifth, and differ by three and a half
+#   points on LAMBADA; of what they gained on WikiText next to nothing is left when its spacing is taken out.
+# - **Shots do not matter for answers, noise does**, and can be undone: on perfect qubits one or two answers in a hundred
+#   differ from those of the matrices, with a simulated Heron's noise about ten, with average errors undone about four.
 #
-# **What this does not show.** TODO
+# **What this does not show.** One small model, and a part of each benchmark: a change of one or two points is within what
+# other questions would give. Benchmarks but ARC-Easy and LAMBADA were seen with one seed, circuits too. Nothing was asked
+# with examples in the prompt, nor in the chat that this model was tuned for. HellaSwag was not at hand. That a model of
+# 8 billion parameters gains nothing on MMLU by such blocks does not follow: it knows more that could be brought out. And
+# nothing here is evidence for or against running them on a quantum processor: the answers are those of the matrices.
 #
 # ## Exercises
 #
