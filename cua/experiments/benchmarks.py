@@ -57,6 +57,7 @@ METRICS = {  # the one that counts
 # To the others a model of this size gives nearly always the same letter or word, or none.
 MEAN = ("arc_easy", "hellaswag", "lambada", "mmlu_cloze")
 DRAWS = range(5)  # of random directions
+OTHER_TEXTS = ("mathematics", "code", "biomedicine", "news", "wikipedia_in_plain")  # see :mod:`.domains`
 BASE = "benchmarks_base"
 GROUP = 32  # weights of a row that Q4_1 rounds together
 
@@ -269,6 +270,10 @@ STUDIES = [
     *(
         _study(f"random_6k_{d}", f"blocks in random directions, draw {d},", "budget_6k/exact-seed0", draw=d, every=SOME)
         for d in DRAWS
+    ),
+    *(
+        _study(f"trained_on_{text}", f"our blocks, trained on {text},", f"domains/{text}/seed0", every=SOME)
+        for text in OTHER_TEXTS
     ),
     _study("cua_6k_copied_signs", "our blocks with copied signs", "budget_6k/sign-constrained-seed0", every=SOME),
     *(
