@@ -23,8 +23,8 @@
 # *or* **recorded**; *the* **paper**'s *two questions were put to a far larger model.*
 # ```
 #
-# A benchmark question counts as answered if, of the options, the model gives the right one the highest probability. A
-# model that is changed a little changes all probabilities a little, and wherever two options were close, the answer may
+# A benchmark question counts as answered if the model gives the right one of its options the highest probability, or,
+# where there are none, says the right word itself. A model that is changed a little changes all probabilities a little, and wherever two options were close, the answer may
 # flip: from wrong to right, or from right to wrong. So *any* change corrects questions. Whether it helps is a matter of
 # how many it corrects **and** how many it breaks, and whether the difference is more than a coin would give.
 
@@ -53,7 +53,7 @@ from cua.experiments.benchmarks import (
     DRAWS,
     METRICS,
     ON_CIRCUITS,
-    SOME,
+    OTHER_TEXTS,
     same_questions,
     unpacked,
 )
@@ -71,7 +71,7 @@ use_style()
 #
 # A Python package for word vectors, gensim, ships analogies {cite}`mikolov2013efficient`. Out of them we make 140
 # questions of four options, ten of each kind. The evaluation is that of `lm-evaluation-harness`
-# {cite}`gao2023harness`, as for every benchmark below: each option is appended to the question, and the model's
+# {cite}`gao2023harness`, as for every benchmark below. Here each option is appended to the question, and the model's
 # probability of the option's tokens decides.
 
 # %%
@@ -87,14 +87,14 @@ with attached(model, FOLDER):
     right["adapter"] = np.array(benchmark(model, tokenizer, "analogies")["acc"])
 drawn = load_result("benchmarks_random_6k_0")["config"]
 with attached(model, FOLDER, drawn["draw"], drawn["scale"]):
-    right["random"] = np.array(benchmark(model, tokenizer, "analogies")["acc"])
+    right["draw 0"] = np.array(benchmark(model, tokenizer, "analogies")["acc"])
 for name, found in right.items():
     print(f"{name:12} {quote(mean_over_questions(found), 0)}")
 
 # %% [markdown]
-# *Random* has the blocks of the adapter, each turned in a direction drawn at random, so far that the model's predictions
-# move as much as training moved them (by the mean divergence on Wikipedia articles). It knows where the blocks sit, and
-# has not learned which way to turn them.
+# *Draw 0* has the blocks of the adapter, each turned in a direction drawn at random, so far that the model's predictions
+# move as much as training moved them (by the mean divergence on Wikipedia articles; on questions it may differ). It knows
+# where the blocks sit, and has not learned which way to turn them.
 #
 # The interval says how far the score would move if other questions of the same kind had been drawn. It is wide, and
 # comparing two such intervals is the wrong test: both models saw the *same* questions, and agree on most. Only those
@@ -102,14 +102,14 @@ for name, found in right.items():
 # **McNemar's test** {cite}`mcnemar1947` is the two-sided binomial test of corrected against broken.
 
 # %%
-for name in ("adapter", "random"):
+for name in ("adapter", "draw 0"):
     corrected, broken, p = corrected_and_broken(right["base model"], right[name])
     print(f"{name:12} corrects {corrected:2}, breaks {broken:2}   p = {p:.2g}")
 
 # %% [markdown]
-# Trained on WikiText, the adapter has become worse at analogies: two corrected, eleven broken. The random one corrects seven
-# and breaks six, more than the trained one corrects, and it is a draw that learned nothing. Of the scores alone one could
-# have said neither: their intervals overlap by half.
+# Trained on WikiText, the adapter has become worse at analogies: two corrected, eleven broken. The draw corrects seven and
+# breaks six, more than the trained one corrects, and it has learned nothing. The scores alone would have shown neither:
+# their intervals overlap by half.
 #
 # ## Question by question
 #
@@ -122,14 +122,15 @@ for name in ("adapter", "random"):
 # adapters of seed 0. Every second to twenty-fourth row of each benchmark, so that a model takes less than an hour of a
 # core; the base model answers all of ARC-Easy. MMLU is asked twice: with the options listed, for a letter, as the paper
 # does, and for the answer itself (the harness's "continuation"). HellaSwag is missing: its rows were not at hand where
-# this was recorded. First the base model, beside the best answer that is always the same:
+# this was recorded. First the base model, beside the score of the best constant
+# answer:
 
 # %%
 SAYS = {"arc_easy": "ARC-Easy", "boolq": "BoolQ", "lambada": "LAMBADA", "mmlu": "MMLU, letters"}
-SAYS |= {"mmlu_cloze": "MMLU, answers", "triviaqa": "TriviaQA"}
+SAYS |= {"mmlu_cloze": "MMLU, answers", "triviaqa": "TriviaQA", "analogies": "analogies"}
 base = load_result("benchmarks_base")
 print(f"{'':14}{'questions':>9}   {'right':22} always the same   most frequent answer")
-for name, says in SAYS.items():
+for name, says in list(SAYS.items())[:-1]:
     scored = base["headline"][f"{name}_{METRICS[name]}"]
     constant, most = (base["headline"].get(f"{name}_{key}") for key in ("constant", "most"))
     rest = f"{quote(constant, 1):17} {quote(most, 0)}" if constant else ""
@@ -138,11 +139,11 @@ print(f"\nTriviaQA: nothing said to {quote(base['headline']['triviaqa_silent'], 
 print(f"ARC-Easy, by the probability of the whole answer: {quote(base['headline']['arc_easy_acc'], 1)}")
 
 # %% [markdown]
-# Only ARC-Easy, LAMBADA and MMLU's answers are within this model's reach. Asked for a letter it says "A" to nearly every
-# question, on BoolQ "no", where most answers are "yes". TriviaQA wants an answer in its own words, and a model tuned for
-# chat, asked outside of a chat, mostly ends its turn at once. On such benchmarks an adapter that makes "yes" a little
-# likelier "corrects" questions by the dozen without having read them. We keep them, since they are the paper's, and show
-# beside every score how often the most frequent answer is given.
+# Only ARC-Easy and LAMBADA are within this model's reach; MMLU's answers may be a little (one in four is right by chance).
+# Asked for a letter it says "A" to nearly every question, on BoolQ "no", where most answers are "yes". TriviaQA wants an
+# answer in its own words, and a model tuned for chat, asked outside of a chat, mostly ends its turn at once. On such
+# benchmarks an adapter that makes "yes" a little likelier "corrects" questions by the dozen without having read them. We
+# keep them, since they are the paper's, and show how often the most frequent answer is given.
 #
 # Is the harness set up rightly? The makers of the model publish zero-shot scores of their own evaluation, with other
 # prompts and other rules: 37.3 % as the mean of ARC's easy and hard questions, 40.9 % on HellaSwag, 29.3 % on MMLU
@@ -150,8 +151,8 @@ print(f"ARC-Easy, by the probability of the whole answer: {quote(base['headline'
 # beside a number above, and roughly. Somebody who tuned the same model ran the same harness, and reports 54.12 % on
 # ARC-Easy (`acc`) for what they began with
 # ([SLERP-Champion](https://huggingface.co/lldois/SmolLM2-135M-Reasoning-SLERP-Champion)); with 2,376 questions
-# that has a standard error of 1.0. Ours is lower, by more than chance. But the model of this book has weights that were
-# rounded to four bits, and theirs had not. What does such a rounding cost? Ours cannot be undone, but it can be done once
+# that has a standard error of 1.0. Ours is lower, by more than chance. But the model of this book has weights
+# rounded to four bits; theirs were not. What does such a rounding cost? Ours cannot be undone, but it can be done once
 # more, with the groups of 32 weights that share a scale moved by half a group ({download}`benchmarks_rounded.json
 # <results/benchmarks_rounded.json>`):
 
@@ -179,10 +180,12 @@ def answers(model: str, like: str | None = None) -> dict[str, np.ndarray]:
 
 def table(rows: dict[str, list[tuple[np.ndarray, np.ndarray]]], columns: list[str]) -> None:
     """Corrected : broken by the second of each pair."""
-    print(f"{'corrected : broken':25}" + "".join(f"{column:>14}" for column in columns))
+    first = max(map(len, rows)) + 1
+    print(" " * first + "".join(f"{column:>{len(column) + 2}}" for column in columns))
     for says, row in rows.items():
         counts = [corrected_and_broken(*pair)[:2] for pair in row]
-        print(f"{says:25}" + "".join(f"{f'{a}:{b}':>14}" for a, b in counts))
+        cells = (f"{f'{a}:{b}':>{len(column) + 2}}" for (a, b), column in zip(counts, columns, strict=True))
+        print(f"{says:{first}}" + "".join(cells))
 
 
 # %%
@@ -193,44 +196,45 @@ table({says: [(base_rows[n], given[model][n]) for n in SAYS] for model, says in 
 # %%
 KEYS = {"boolq_acc": "BoolQ", "boolq_balanced": "yes = no", "boolq_most": "most frequent"}
 KEYS |= {"triviaqa_silent": "TriviaQA, silent", "wikitext_word_perplexity": "WikiText, a word"}
-print(" " * 12 + "".join(f"{says:>18}" for says in KEYS.values()))
+print(" " * 11 + "".join(f"{says:>{max(8, len(says) + 2)}}" for says in KEYS.values()))
 for model, says in ({"base": "base model"} | MODELS).items():
     numbers = load_result(f"benchmarks_{model}")["headline"]
-    print(f"{says:12}" + "".join(f"{numbers[key]['value']:18.1f}" for key in KEYS))
+    print(f"{says:11}" + "".join(f"{numbers[k]['value']:{max(8, len(s) + 2)}.1f}" for k, s in KEYS.items()))
 
 # %% [markdown]
 # The largest count is LoRA's on BoolQ at 6k: 157 corrected, 87 broken, nearly thirteen points. It has learned to say "yes":
 # every second time now, where the base model did once in twenty. Give the questions whose answer is "yes" and those whose
 # answer is "no" the same weight ("yes = no"), and it stands at 52.2 %, the blocks at 52.1, the base model at 50.2, a coin at
-# 50. And both say something to most questions of TriviaQA, where the base model ended its turn; hardly ever the right
-# thing.
+# 50. And all adapters answer more of TriviaQA, where the base model mostly ended its turn; hardly ever rightly.
 #
 # The last column is the harness's WikiText, perplexity for each *word*: the text of chapter 7, on which blocks and LoRA of
-# 6k gained a fifth, with WikiText's odd spacing taken out before the model is asked. Of what the blocks gained a sixth is
-# left at 1k and nothing at 25k. LoRA keeps half of its small gain at 1k (31.9, base model 32.8), and at 6k and 25k it does
+# 6k gained a fifth, with WikiText's odd spacing taken out before the model is asked. A sixth of the blocks' gain is left at
+# 1k and nothing at 25k. LoRA keeps half of its small gain at 1k (31.9, base model 32.8), and at 6k and 25k it does
 # harm: 38.3 and 36.4, blocks 32.4 and 32.8. Chapter [12](12_domains) goes after that.
 #
-# Thirty-six counts, and somewhere among them one will look like a find. So we said beforehand which six would be tested:
-# ARC-Easy and LAMBADA, the two that the model can answer and with the most questions, at about 6,000
-# parameters; blocks and LoRA against the base model, and against each other. Benjamini and Hochberg's procedure
-# {cite}`benjamini1995` raises every p so that of those below 0.05 at most one in twenty is expected to be such a find.
+# Forty-two counts, and somewhere among them one will look like a find. So we said before an adapter was asked anything
+# which six would be tested: ARC-Easy and LAMBADA, the two that the model can answer and with the most questions, at
+# about 6,000 parameters; blocks and LoRA against the base model, and against each other. Benjamini and Yekutieli's
+# procedure {cite}`benjamini2001` adjusts every p: of those below 0.05, at most one in twenty should be false, however
+# the tests depend on each other.
 
 # %%
 FAMILY = {(f"blocks 6k against {says}", n): (other[n], given["cua_6k"][n]) for n in ("arc_easy", "lambada") for says, other in (("base", base_rows), ("LoRA", given["lora_6k"]))}
 FAMILY |= {("LoRA 6k against base", n): (base_rows[n], given["lora_6k"][n]) for n in ("arc_easy", "lambada")}
 tests = [corrected_and_broken(*pair) for pair in FAMILY.values()]
-adjusted = false_discovery_control([p for _, _, p in tests])
+adjusted = false_discovery_control([p for _, _, p in tests], method="by")
 for (says, name), (corrected, broken, _), p in zip(FAMILY, tests, adjusted, strict=True):
     points = mean_over_questions(FAMILY[says, name][1] - FAMILY[says, name][0])
-    print(f"{SAYS[name]:9} {says:24} {corrected:4} : {broken:<4} p = {p:<8.2g} {quote(points, 1)}")
+    print(f"{SAYS[name]:9} {says:24} {corrected:4} : {broken:<4} adjusted p = {p:<8.2g} {quote(points, 1)}")
 
 # %% [markdown]
 # On LAMBADA, fiction, both gain, and the blocks gain more: 5.8 points and 2.2, and between the two 118 against 57 is no
-# accident of the questions. On ARC-Easy LoRA has lost 2.4 points, blocks perhaps nothing; between the two it is undecided
-# (p = 0.07). On WikiText they are level (chapter [11](11_baselines)). Each is one training run, though: McNemar's test
-# knows of other questions, and nothing of other seeds (below).
+# accident of the questions. On ARC-Easy LoRA has lost 2.4 points, blocks perhaps nothing; between the two it is undecided.
+# On WikiText they are level (chapter [11](11_baselines)). Each is one training run, though: McNemar's test covers other
+# questions, not other seeds (below). And at 25k, not among the six, LoRA gains as much on LAMBADA as blocks do.
 #
-# Right or wrong is a coarse measure. How likely the right answer was says more, question by question:
+# Right or wrong is a coarse measure. How likely the right answer was, among the options of its question (on LAMBADA, of all
+# words), says more:
 
 # %%
 names = ("arc_easy", "lambada", "mmlu_cloze")
@@ -240,72 +244,72 @@ for model, says in MODELS.items():
     numbers = load_result(f"benchmarks_{model}")["headline"]
     cells = (quote(numbers[f"{n}_logprob_difference"], 2).replace(" nats", "") for n in names)
     print(f"{says:14}" + "".join(f"{cell:>24}" for cell in cells))
-print("where the base model was right / wrong:")
-for model, says in (MODELS | {"random_6k_0": "random 0"}).items():
-    like = load_result(f"benchmarks_{model}")["config"]["every"]
-    here, before = (same_questions(load_result(f"benchmarks_{m}"), like) for m in (model, "base"))
-    print(f"{says:14}", end="")
-    for n in names:
-        change, right = np.subtract(here[n]["logprob"], before[n]["logprob"]), unpacked(before[n][METRICS[n]]) > 0
-        print(f"{f'{change[right].mean():+.2f} / {change[~right].mean():+.2f}':>24}", end="")
-    print()
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of accuracy against the base model, in points, by benchmark. Blocks and LoRA of three sizes; bars: 95 % over questions.", "name": "fig-benchmarks"}, "image": {"alt": "Six groups of six points with intervals around a zero line, one group for each benchmark: change of accuracy for blocks and LoRA at three sizes."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of accuracy against the base model, in points, by benchmark. Blocks and LoRA of three sizes; bars: 95 % over questions (bootstrap).", "name": "fig-benchmarks"}, "image": {"alt": "Five groups of six points with intervals around a zero line, one group for each benchmark: change of accuracy for blocks and LoRA at three sizes."}}
 fig, ax = plt.subplots()
+shown = [name for name in SAYS if name not in ("mmlu", "triviaqa")]
 styles = {"cua": {"color": COLOURS["exact"], "marker": "o"}, "lora": {"color": COLOURS["highlight"], "marker": "s"}}
 for k, model in enumerate(MODELS):
     kind, size = model.split("_")
-    shades = {"1k": 0.4, "6k": 0.7, "25k": 1.0}
-    for i, name in enumerate(SAYS):
+    shades = {"1k": 0.5, "6k": 0.75, "25k": 1.0}
+    for i, name in enumerate(shown):
         label = MODELS[model] if i == 0 else None
         style = styles[kind] | {"alpha": shades[size], "markersize": 4, "linestyle": "none", "label": label}
         difference = mean_over_questions(given[model][name] - base_rows[name])
         interval(ax, difference, x=i + 0.12 * (k - 2.5), **style)
 ax.axhline(0, color=COLOURS["base"], linewidth=1)
-ax.set_xticks(range(len(SAYS)), [says.replace(", ", ",\n") for says in SAYS.values()])
+ax.set_xticks(range(len(shown)), [SAYS[name].replace(", ", ",\n") for name in shown])
 ax.set_ylabel("change of accuracy (points)")
 ax.legend(ncols=2, fontsize=8)
 plt.show()
 
 # %% [markdown]
 # LAMBADA is what gains, for both kinds of adapter and at every size, by two to six points: continuous prose whose last word
-# is wanted, and so of all of these the nearest to what adapters were trained for. MMLU does not move, whichever way it is
-# asked. ARC-Easy falls if anything (blocks of 1k by 2.0 points, LoRA of 6k by 2.4; the other intervals have zero), and what
-# happens on BoolQ is the "yes" from above. The right answer did become likelier among its options, nearly everywhere, but
-# hardly ever first: where the base model is wrong on ARC-Easy, blocks of 6k are wrong less surely (+0.36 nats), and where
-# it is right, they are right less surely (-0.12). Some of either is only that two models differ and one of them was used
-# to sort the questions. Not all of it: the random direction, last line, takes from both.
+# is wanted, and so of all of these the nearest to what adapters were trained for. MMLU cannot be seen to move, whichever way
+# it is asked (by the letter: 8 questions of 1,171 at most, not shown). ARC-Easy goes both ways: down by 2.0 points with
+# blocks of 1k and 2.4 with LoRA of 6k, up by 1.0 with LoRA of 1k. What happens on BoolQ is the "yes" from above, and analogies
+# are lost with every adapter, least at 1k. The right answer did become likelier nearly everywhere: where accuracy stays
+# what it is, the model is wrong less surely.
 #
 # Is that training, or would any change of this size do the same? Five draws of random directions, each matched in how far
-# predictions move, and our blocks with copied signs, on some of the rows; and two more seeds of blocks and of LoRA:
+# predictions move; our blocks of 6k with copied signs; and blocks for as many parameters that were placed and trained on
+# another text than WikiText, for 60 steps (chapter [12](12_domains)). They were asked half of the rows above, and so that
+# it is fair, only these count here:
 
 # %%
-COMPARED = {"cua_6k": "blocks 6k", "cua_6k_seed1": "seed 1", "cua_6k_seed2": "seed 2"}
-COMPARED |= {"cua_6k_copied_signs": "copied signs"} | {f"random_6k_{d}": f"random {d}" for d in DRAWS}
-COMPARED |= {"lora_6k": "LoRA 6k", "lora_6k_seed1": "seed 1", "lora_6k_seed2": "seed 2"}
-columns = [name for name in SAYS if name in SOME]
-print(f"{'accuracy, change':17}" + "".join(f"{SAYS[name]:>15}" for name in columns))
+COMPARED = {"cua_6k": "blocks 6k", "cua_6k_seed1": "  seed 1", "cua_6k_seed2": "  seed 2"}
+COMPARED |= {"lora_6k": "LoRA 6k", "lora_6k_seed1": "  seed 1", "lora_6k_seed2": "  seed 2"}
+COMPARED |= {"cua_6k_copied_signs": "copied signs"} | {f"random_6k_{d}": f"draw {d}" for d in DRAWS}
+COMPARED |= {f"trained_on_{text}": text.partition("_")[0] for text in OTHER_TEXTS}
+same = answers("base", "random_6k_0")
+print(f"{'change, points':14}" + "".join(f"{SAYS[name]:>17} " for name in same))
 for model, says in COMPARED.items():
-    there, before = answers(model), answers("base", model)
-    changes = [there[n] - before[n] if n in there else None for n in columns]
-    print(f"{says:17}" + "".join(f"{'' if c is None else f'{100 * c.mean():+.1f}':>15}" for c in changes))
+    there, cells = answers(model, "random_6k_0"), []
+    for name, before in same.items():
+        if name in there:
+            corrected, broken, p = corrected_and_broken(before, there[name])
+            points = 100 * (corrected - broken) / len(before)
+            cells.append(f"{points:+.1f} ({corrected}:{broken}){'*' if p < 0.05 else ' '}")
+        else:
+            cells.append("")
+    print(f"{says:14}" + "".join(f"{cell:>18}" for cell in cells))
 
 # %% [markdown]
-# Look at the random draws first. On BoolQ one of them gains 9.5 points, 46 corrected against 20 broken, p = 0.002, more
-# than twice what training gave there; another gains 2.7 on ARC-Easy (31 against 15, p = 0.03), and the first 2.7 on LAMBADA as
-# well (69 against 46, p = 0.04). None of them has learned anything. McNemar's test did not fail: these models *are* different
-# from the base model, beyond the choice of questions. It only cannot say why, and a direction drawn by lot is as good a
-# reason as a lesson. On BoolQ, where the base model says "no" to almost everything, saying "yes" a little more often is all
-# that it takes.
+# A star is a p of McNemar's test below 0.05, one by one, so two or three of these would have one by accident. Look at the
+# draws first: on BoolQ one gains 9.5 points (p = 0.002), more than twice what training gave there, and on LAMBADA four of
+# five lose 3 to 11 points (the first with p = 9e-10). None of them has learned anything. McNemar's test did not fail: these
+# models *are* different from the base model, beyond the choice of questions. It only cannot say why, and a direction drawn
+# by lot is as good a reason as a lesson. On BoolQ, where the base model says "no" to almost everything, saying "yes" a
+# little more often is all that it takes.
 #
-# So the comparison that matters is with other draws, not with the base model alone. On LAMBADA random directions give
-# -11.1 to +2.7 points, training +4.1 to +6.3 (three seeds and copied signs). On ARC-Easy and MMLU's answers training stays
-# within what the draws do, or below it. Five draws are few, though: were the trained adapter one more of them, it would
-# come out first on a given benchmark once in six times.
+# So the comparison that matters is with other draws, not with the base model alone. On LAMBADA random directions give -11.1
+# to +2.7 points, blocks that were trained +4.1 to +5.9 (three seeds and copied signs), LoRA +2.7 to +2.9. (Could it be that
+# the base model ends its turn, as on TriviaQA, where a word is wanted? No: we looked at a quarter of the passages, and the
+# end of a turn is never the likeliest token there.) On ARC-Easy training is within what the draws do; on MMLU's answers
+# blocks are below all of them. Five draws are few, though: were the trained adapter one more of them, it would come out
+# first on a given benchmark once in six times.
 #
-# The seeds of either kind agree: LAMBADA +4.9 to +6.3 for blocks and +1.9 to +2.6 for LoRA, ARC-Easy -0.7 to -1.4 and -2.4
-# to -3.2. So the difference between the two that the six tests found is not one of single runs. But LoRA's gain on
-# LAMBADA is no larger than that of the luckiest direction above.
+# TODO other texts
 #
 # The paper shows two questions that were corrected. Here are **all** that blocks of 6,138 parameters corrected on MMLU,
 # asked for the answer, and all that they broke, by their row in its test split (`cais/mmlu`, `all`); where the hub or a
@@ -336,30 +340,31 @@ for device in ("perfect", "noisy", "mitigated"):
 table(rows, [SAYS[name] for name in ON_CIRCUITS if name in SAYS])
 
 # %% [markdown]
-# On perfect qubits hardly an answer differs from the matrices': 9 of 594 on ARC-Easy and 5 of 430 on LAMBADA, as likely for the
-# worse as for the better. So shots are no reason to fear for the answers. The noise of a simulated Heron changes six to
-# ten times as many (53 and 52), and leaves too little of the gain on LAMBADA to be told from chance (36 corrected, 25
-# broken). With average errors undone (chapter [5](05_noise)) 26 and 14 differ, and the gain is back (42 against 17). Noise
-# corrects questions, too: 22 on ARC-Easy that the same blocks as matrices had wrong.
+# On perfect qubits hardly an answer differs from the matrices': 9 of 594 on ARC-Easy and 5 of 430 on LAMBADA, as likely for
+# the worse as for the better, so with this many shots they are no reason to fear for the answers. The noise of a simulated
+# Heron changes six to ten times as many (53 and 52), more for the worse than for the better, but not by more than chance
+# (22 : 31 and 20 : 32, p = 0.27 and 0.13). With average errors undone (chapter [5](05_noise)) 26 and 14 differ. So noise
+# changes answers, in both directions; whether it costs any cannot be told from so few.
 #
 # ## Two questions
 #
 # The paper follows two questions of MMLU: *Which of the jovian planets have rings?*, for which the base model says
 # "Saturn" and the adapted one "all of the above", and *Gene flow between populations results in ...*. Our model is sixty
 # times smaller. We put the same questions to it, with the four options listed as the harness does, in two ways: asking for
-# the letter, and for the answer itself. A model that says "A" to everything is right wherever the right answer stands
+# the letter, as the paper does, and for the answer itself (by its probability as a whole, so that short ones have it
+# easier). A model that says "A" to everything is right wherever the right answer stands
 # first, so every question is asked with its options in all 24 orders. To sample an answer at temperature $T$ is to draw
 # each of its tokens with probability $\operatorname{softmax}(z/T)$, $z$ being the logits, so nothing needs to be sampled:
 # the chance of every option can be computed. What is shown is the right one's share of the four. **Recorded**
 # ({download}`two_questions.json <results/two_questions.json>`): the base model; ours and LoRA of three sizes, five seeds
-# each; and blocks in ten random directions, twice: turned as far as the trained ones, and so far that predictions move as
-# much.
+# each; and blocks in ten random directions, twice: turned as far as the trained ones, and, as the draws above, so far that
+# predictions move as much ("matched").
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: probability of the right option among four, against the sampling temperature, for both questions and both ways to ask. Bars: 95 % over five seeds; of random directions, the smallest and the largest of ten.", "name": "fig-two-questions"}, "image": {"alt": "Four small panels, two questions by two ways of asking; lines for the base model, blocks and LoRA of about 6,000 parameters and random adapters over the temperature."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: probability of the right option among four, against the sampling temperature, for both questions and both ways to ask. Bars: 95 % for the mean of five seeds; of the ten drawn ones, the smallest and the largest.", "name": "fig-two-questions"}, "image": {"alt": "Four small panels, two questions by two ways of asking; lines for the base model, blocks and LoRA of about 6,000 parameters and random adapters over the temperature."}}
 asked = load_result("two_questions")
 temperatures = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 lines = {"base": ("base", "base"), "cua_6k": ("blocks 6k", "exact"), "lora_6k": ("LoRA 6k", "highlight")}
-lines["matched"] = ("random directions", "accent")
+lines["matched"] = ("drawn, matched", "accent")
 fig, axes = plt.subplots(2, 2, figsize=(7, 5), sharex=True, sharey=True)
 for row, question in zip(axes, ("rings", "gene_flow"), strict=True):
     for ax, way in zip(row, ("letter", "text"), strict=True):
@@ -376,10 +381,11 @@ fig.supylabel("probability of the right option (%)")
 plt.show()
 
 # %%
+NAMED = {"base": "base model", "random": "drawn, as far", "matched": "drawn, matched"} | MODELS
 questions = [(label, row["answer"]) for label, row in asked["config"]["asked"].items()]
-print(f"{'first, % of 24 orders':22}" + "".join(f"{f'{q}, {way}':>18}" for q, _ in questions for way in ("letter", "text")))
+print(f"{'first, %':16}" + "".join(f"{f'{q}, {way}':>18}" for q, _ in questions for way in ("letter", "text")))
 for model in ("base", *WIKITEXT, "random", "matched"):
-    print(f"{model:22}", end="")
+    print(f"{NAMED[model]:16}", end="")
     for label, answer in questions:
         for way in ("letter", "text"):
             runs = [run[label][way]["first"] for key, run in asked["runs"].items() if key.partition("/")[0] == model]
@@ -388,19 +394,20 @@ for model in ("base", *WIKITEXT, "random", "matched"):
             print(f"{cell:>18}", end="")
     print()
 for model in ("cua_6k", "lora_6k", "random", "matched"):
-    print(f"{model:8} moves predictions by {quote(asked['headline'][f'{model}_kl'], 3)}")
+    print(f"{NAMED[model]:15} moves predictions by {quote(asked['headline'][f'{model}_kl'], 3)}")
 said = [asked["runs"]["base"][label]["text"]["said"] for label, _ in questions]
 print(f"base: any of the four, word for word, rings {said[0]:.0e}, gene flow {said[1]:.0e}")
 
 # %% [markdown]
-# In brackets: how many of the seeds or draws have the right option first in more than half of the orders. And every option
-# at temperature 1, in per cent; a star marks the right one. Of several seeds or draws, the mean.
+# The first table: in how many of the 24 orders the right option comes first, and in brackets how many of the seeds or
+# draws have it first in more than half of them. And every option at temperature 1, in per cent; a star marks the right
+# one. Of several seeds or draws, the mean.
 
 # %%
-FAMILIES = ("base", "cua_6k", "lora_6k", "random", "matched")
+FAMILIES = {"base": "base", "cua_6k": "blocks", "lora_6k": "LoRA", "random": "as far", "matched": "matched"}
 for label, question in asked["config"]["asked"].items():
     for way in ("letter", "text"):
-        print(f"\n{f'{label}, asked for the {way}':46}" + "".join(f"{family:>8}" for family in FAMILIES))
+        print(f"\n{f'{label}, asked for the {way}':46}" + "".join(f"{says:>8}" for says in FAMILIES.values()))
         shares = []
         for family in FAMILIES:
             runs = [run for key, run in asked["runs"].items() if key.partition("/")[0] == family]
@@ -410,40 +417,45 @@ for label, question in asked["config"]["asked"].items():
             print(f"{star} {textwrap.shorten(option, 44):44}" + "".join(f"{100 * share[i]:8.1f}" for share in shares))
 
 # %% [markdown]
-# Asked for the letter, all of them choose a letter and not an answer: over the 24 orders every option gets its quarter.
-# Asked for the answer, the base model says "Saturn" in every order, which is what the paper's, sixty times larger,
-# said. It does not come right by training: blocks of 6k do not have the right answer first in a single order, with none
-# of five seeds, and on gene flow they are further from it than the base model (11 % [9, 14] at temperature 1, base
+# Asked for the letter, all of them choose a letter and not an answer: over the 24 orders every option has its quarter, or
+# nearly. Asked for the answer, the base model has "Saturn" first in every order, which is what the paper's, sixty times
+# larger, said. It does not come right by training: blocks of 6k do not have the right answer first in a single order, with
+# none of five seeds, and on gene flow they are further from it than the base model (11 % [9, 14] at temperature 1, base
 # model 21). Blocks of 1k have "all of the above" first in 14 % of the orders, LoRA of 6k makes the right answer to gene
-# flow likelier (33 % [26, 41]), and neither prefers it. Temperature decides nothing either. Above 1 the shortest answer
-# wins, since every token of an answer becomes less probable, and neither right one is the shortest.
+# flow likelier (33 % [26, 41]), and no seed of either has it first in most orders. By temperature nothing can be had for
+# certain: at 0.25 LoRA has the right answer to gene flow every second time, at 1.5 hardly ever. Above 1 the shortest
+# answer wins, since every token of an answer becomes less probable, and neither right one is the shortest.
 #
-# Now to the ten that learned nothing. Turned as far as training turned the blocks (which moves predictions twice as
-# far), **two of ten random directions correct the question on rings**, one of them in all 24 orders, **and two others
-# that on gene flow**; with predictions that move no more than by training, one still corrects the second. Any of these
-# four could be shown beside the base model, in the same table as the paper's, and nobody would see from it that there
-# was nothing to see.
+# Now to the ten that learned nothing. Turned as far as training turned the blocks (which moves predictions twice as far),
+# **two of ten random directions correct the question on rings**, one of them in all 24 orders, **and two others that on
+# gene flow**; with predictions that move no more than by training, one of those still corrects the second. None corrects
+# both, as the paper's adapter did, and asked for the letter none corrects either. But any of these could be shown, with
+# the question that it corrects, in the same table as the paper's, and nobody would see from it that there was nothing
+# to see.
 #
 # ## What we learned
 #
 # - **A corrected question is not evidence.** It takes both directions, all questions, and something to compare with that
-#   learned nothing: random directions correct the paper's two questions as well, and move a whole benchmark by up to ten
-#   points, with p = 0.002.
-# - **Six thousand parameters in blocks help this model on LAMBADA**, by five to six points with each of three seeds, more
-#   than LoRA's two and more than any of five random directions. That is one benchmark of six, and the one most like plain
-#   text to be continued.
-# - **On everything else nothing is won.** MMLU does not move; ARC-Easy falls by a point or so, with LoRA by two to three;
-#   what BoolQ gains is saying "yes" more often; analogies are lost.
-# - **Perplexity does not tell.** Blocks and LoRA of 6k lower WikiText's by the same fifth, and differ by three and a half
-#   points on LAMBADA; of what they gained on WikiText next to nothing is left when its spacing is taken out.
-# - **Shots do not matter for answers, noise does**, and can be undone: on perfect qubits one or two answers in a hundred
-#   differ from those of the matrices, with a simulated Heron's noise about ten, with average errors undone about four.
+#   learned nothing: random directions correct either of the paper's questions, if not both, and one of five gains 9.5 points
+#   on 273 questions of BoolQ with p = 0.002.
+# - **Blocks of 6k help this model on LAMBADA**, by five to six points with each of three seeds: more than LoRA's two,
+#   and more than five of five random directions (were it one of them, that would happen once in six times). At 25k LoRA
+#   gains as much. It is one benchmark of six, and the one most like plain text to be continued.
+# - **Elsewhere nothing is won that can be told from chance or from saying "yes".** MMLU cannot be seen to move, ARC-Easy
+#   goes down as often as up, and analogies are lost.
+# - **Perplexity of WikiText as it stands does not tell.** Blocks and LoRA of 6k lower it by the same fifth, and differ by
+#   three and a half points on LAMBADA. Without WikiText's spacing hardly anything of it is left to the one, and the other
+#   does harm.
+# - **Shots do not matter for answers; noise changes them**, in both directions: on perfect qubits one or two answers in a
+#   hundred differ from those of the matrices, with a simulated Heron's noise about ten, with average errors undone about
+#   four.
 #
 # **What this does not show.** One small model, and a part of each benchmark: a change of one or two points is within what
-# other questions would give. Benchmarks but ARC-Easy and LAMBADA were seen with one seed, circuits too. Nothing was asked
-# with examples in the prompt, nor in the chat that this model was tuned for. HellaSwag was not at hand. That a model of
-# 8 billion parameters gains nothing on MMLU by such blocks does not follow: it knows more that could be brought out. And
-# nothing here is evidence for or against running them on a quantum processor: the answers are those of the matrices.
+# other questions would give. All but ARC-Easy and LAMBADA is one seed, circuits included, and three seeds against three
+# cannot give a p below 0.1. Nothing was asked with examples in the prompt, nor in the chat that this model was tuned for.
+# HellaSwag was not at hand. That a model of 8 billion parameters gains nothing on MMLU by such blocks does not follow: it
+# knows more that could be brought out. And nothing here is evidence for or against running them on a quantum processor:
+# the answers are those of the matrices.
 #
 # ## Exercises
 #
