@@ -440,7 +440,7 @@ for label, question in asked["config"]["asked"].items():
 #   on 273 questions of BoolQ with p = 0.002.
 # - **Blocks of 6k help this model on LAMBADA**, by five to six points with each of three seeds: more than LoRA's two,
 #   and more than five of five random directions (were it one of them, that would happen once in six times). At 25k LoRA
-#   gains as much. It is one benchmark of six, and the one most like plain text to be continued.
+#   gains as much, and IA³ of 6k more (chapter [11](11_baselines)). It is one benchmark of six, and the one most like plain text to be continued.
 # - **Elsewhere nothing is won that can be told from chance or from saying "yes".** MMLU cannot be seen to move, ARC-Easy
 #   goes down as often as up, and analogies are lost.
 # - **Perplexity of WikiText as it stands does not tell.** Blocks and LoRA of 6k lower it by the same fifth, and differ by

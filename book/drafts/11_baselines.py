@@ -59,6 +59,8 @@ import torch
 
 from cua.experiments.baseline_methods import METHODS
 from cua.experiments.baseline_selection import BUDGETS
+from cua.experiments.benchmarks import SOME, same_questions, unpacked
+from cua.experiments.paired import mean_over_questions
 from cua.experiments.protocol import percent_change
 from cua.experiments.record import ADAPTERS, load_result, quote
 from cua.experiments.trained import attached
@@ -207,16 +209,19 @@ for size in BUDGETS:
 # **Recorded** ({download}`baseline_cost.json <results/baseline_cost.json>`): time of a forward pass beside the bare
 # model's, of a training step beside that of our blocks, and the largest memory of a step, all at about 25,000
 # parameters, in turn in one process. Merged into the weights all but the copied signs cost nothing. And the mean
-# accuracy over those benchmarks of chapter [10](10_benchmarks) that the model can answer, at about 6,000 parameters, one
-# seed each.
+# accuracy over three benchmarks of chapter [10](10_benchmarks), ARC-Easy, LAMBADA and MMLU's answers, at about 6,000
+# parameters, one seed each, on the same rows:
 
 # %%
 cost = load_result("baseline_cost")["headline"]
-print(f"{'':5} {'forward / bare model':24} {'step / our blocks':24} {'memory':7} change of accuracy")
+print(f"{'':7}{'forward / bare':19}{'step / blocks':19}{'memory':8}{'accuracy, points':19}of it on LAMBADA")
+base = unpacked(same_questions(load_result("benchmarks_base"), SOME)["lambada"]["acc"])
 for method in ("cua", *METHODS):
-    answers = load_result(f"benchmarks_{method}_6k")["headline"]["some_mean_difference"]
-    forward, step, memory = (cost[f"{method}_{key}"] for key in ("forward", "step", "memory"))
-    print(f"{method:5} {quote(forward).replace(' x bare model', ''):24} {quote(step).replace(' x our blocks', ''):24} {memory['value']:5.2f}   {quote(answers, 1)}")
+    forward, step = (quote(cost[f"{method}_{key}"]).split(" x ")[0] for key in ("forward", "step"))
+    asked = load_result(f"benchmarks_{method}_6k")
+    answers = quote(asked["headline"]["some_mean_difference"], 1)
+    lambada = mean_over_questions(unpacked(same_questions(asked, SOME)["lambada"]["acc"]) - base)
+    print(f"{method:7}{forward:19}{step:19}{cost[f'{method}_memory']['value']:<8.2f}{answers:19}{quote(lambada, 1)}")
 
 # %% [markdown]
 # TODO
