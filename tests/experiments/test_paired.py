@@ -100,7 +100,7 @@ def test_the_mean_of_a_headline_is_over_some_rows_of_what_the_model_can_answer()
 
 
 def test_every_model_has_a_study_and_a_missing_adapter_is_named(monkeypatch, tmp_path):
-    assert len({study.name for study in STUDIES}) == len(STUDIES) == 26
+    assert len({study.name for study in STUDIES}) == len(STUDIES) == 31
     assert set(benchmarks.EVERY) == set(BENCHMARKS)
     for study in STUDIES:
         assert all(every % STUDIES[0].every[name] == 0 for name, every in study.every.items()), "the base was asked"
