@@ -14,7 +14,7 @@ from cua.experiments.baseline_selection import BUDGETS, best_places, best_rate, 
 from cua.experiments.baseline_selection import NAME as SELECTION
 from cua.experiments.bench import Bench
 from cua.experiments.budgets import BUDGETS as OURS
-from cua.experiments.protocol import change_over_seeds_and_text, used
+from cua.experiments.protocol import change_over_seeds_and_text, schedule
 from cua.experiments.record import ADAPTERS, Record, load_complete, point
 from cua.llm.models import identity
 
@@ -38,7 +38,7 @@ def run() -> dict[str, Any]:
     ours = {label: study["runs"] for label, study in studies.items()}
     chosen = choices(selection["runs"])
     full = Bench.prepare(test=True)
-    bench = Bench(full.model, full.tokens | {"test": full.tokens["test"][::EVERY]}, full.data)
+    bench = measured_part(full)
     for study in studies.values():
         check_same(study, bench)
     record = Record(
@@ -46,7 +46,7 @@ def run() -> dict[str, Any]:
             "name": NAME,
             "question": QUESTION,
             "config": {
-                "training": {k: v for k, v in used(TRAINING).items() if k not in ("seed", "learning_rate")},
+                "training": schedule(TRAINING),
                 "every": EVERY,
                 "chosen": chosen,
             },
@@ -111,8 +111,13 @@ def headline(runs: dict[str, Any], ours: dict[str, dict[str, Any]]) -> dict[str,
     return numbers
 
 
+def measured_part(full: Bench) -> Bench:
+    """The bench with the windows of the test split that are measured here."""
+    return Bench(full.model, full.tokens | {"test": full.tokens["test"][::EVERY]}, full.data)
+
+
 def same_windows(run: dict[str, Any]) -> dict[str, Any]:
-    """A run over the whole test split, reduced to the windows that are measured here."""
+    """A run over the whole test split, reduced to the windows of :func:`measured_part`."""
     losses = run["nll"][::EVERY]
     tokens = run["tokens"] * len(losses) // len(run["nll"])
     return {"parameters": run["parameters"], "nll": losses, "tokens": tokens}

@@ -133,17 +133,32 @@ class Bench:
         Of several splits the first is the run's own, the others are in it by their names.  Hidden states are kept at
         ``layer``, or else at the adapter's first layer; ``options`` go to :func:`train`.
         """
-        adapter = cua.attach(self.model, config, groups)
+        return self.fit_together({"": (config, groups)}, training, folder, names, layer, **options)
+
+    def fit_together(
+        self,
+        parts: dict[str, tuple[CUAConfig, dict[str, Tensor] | None]],
+        training: TrainConfig,
+        folder: Path | None,
+        names: str | tuple[str, ...],
+        layer: int | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """:meth:`fit` for several adapters that are trained as one; each is saved to a folder of its own below."""
+        adapters: dict[str, cua.Adapter] = {}
         try:
-            measured = self.train_and_measure(
-                adapter, training, names, adapter.first_layer if layer is None else layer, **options
-            )
+            for name, (config, groups) in parts.items():
+                adapters[name] = cua.attach(self.model, config, groups)
+            measured = self._train_and_measure(list(adapters.values()), training, names, layer, **options)
             if folder is not None:
-                cua.save(adapter, folder)
-            norm = largest_k_norm(adapter)
+                for name, adapter in adapters.items():
+                    cua.save(adapter, folder / name)
+            norm = max(_largest_k_norm(adapter) for adapter in adapters.values())
         finally:
-            adapter.detach()
-        return {"parameters": adapter.n_parameters, "largest_k_norm": norm} | measured
+            for adapter in adapters.values():
+                adapter.detach()
+        count = sum(adapter.n_parameters for adapter in adapters.values())
+        return {"parameters": count, "largest_k_norm": round(norm, 4)} | measured
 
     def fit_peft(
         self,
@@ -163,29 +178,27 @@ class Bench:
         try:
             if prepare is not None:
                 prepare(adapter)
-            measured = self.train_and_measure(
-                adapter, training, names, adapter.first_layer if layer is None else layer, **options
-            )
+            measured = self._train_and_measure([adapter], training, names, layer, **options)
             if folder is not None:
                 adapter.save(folder)
             return {"parameters": adapter.n_parameters} | measured
         finally:
             adapter.detach()
 
-    def train_and_measure(
+    def _train_and_measure(
         self,
-        adapter: cua.Adapter | PeftAdapter | list[cua.Adapter],
+        adapters: list[cua.Adapter] | list[PeftAdapter],
         training: TrainConfig,
         names: str | tuple[str, ...],
-        layer: int,
+        layer: int | None,
         **options: Any,
     ) -> dict[str, Any]:
-        """Train what is attached and measure on splits ``names``, as :meth:`fit` does."""
+        layer = min(adapter.first_layer for adapter in adapters) if layer is None else layer
         first, *others = (names,) if isinstance(names, str) else names
         started = time.perf_counter()
         split, prefix = SplitModel(self.model, layer), self.prefix("train", layer)
         options |= {"split": split, "prefix": prefix, "progress": True}
-        losses = train(self.model, adapter, self.tokens["train"], training, **options)
+        losses = train(self.model, adapters, self.tokens["train"], training, **options)
         trained = time.perf_counter()
         measured = self.measure(first, layer) | {name: self.measure(name, layer) for name in others}
         return {
@@ -196,11 +209,9 @@ class Bench:
 
 
 @torch.no_grad()
-def largest_k_norm(adapter: cua.Adapter) -> float:
-    """The largest spectral norm of any block's K."""
+def _largest_k_norm(adapter: cua.Adapter) -> float:
     size = adapter.config.block_size
-    norms = (torch.linalg.matrix_norm(cua.skew(module.theta, size), 2) for module in adapter.modules.values())
-    return round(max(norm.max().item() for norm in norms), 4)
+    return max(torch.linalg.matrix_norm(cua.skew(m.theta, size), 2).max().item() for m in adapter.modules.values())
 
 
 def run_of(measured: Perplexity) -> dict[str, Any]:

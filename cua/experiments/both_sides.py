@@ -14,14 +14,13 @@ from typing import Any
 
 from torch import Tensor
 
-import cua
 from cua import CUAConfig
 from cua.cayley import n_parameters
 from cua.experiments import baselines
-from cua.experiments.bench import Bench, largest_k_norm
+from cua.experiments.bench import Bench
 from cua.experiments.budgets import BUDGETS, PROJECTIONS
 from cua.experiments.placement import BLOCKS
-from cua.experiments.protocol import change_over_seeds_and_text, chosen_groups, percent_change, used
+from cua.experiments.protocol import change_over_seeds_and_text, chosen_groups, percent_change, schedule
 from cua.experiments.rate_selection import BUDGET as BUDGET_RATES
 from cua.experiments.record import ADAPTERS, Record, load_complete, load_result, point
 from cua.llm.models import identity
@@ -43,15 +42,15 @@ class Share:
     outputs: tuple[str, ...] = ()
     block_size: int = 4
 
-    def adapters(self, bench: Bench, n_blocks: int) -> list[tuple[CUAConfig, dict[str, Tensor]]]:
-        """Configuration and components, one for each side, with as many parameters as ``n_blocks`` blocks of four."""
+    def adapters(self, bench: Bench, n_blocks: int) -> dict[str, tuple[CUAConfig, dict[str, Tensor]]]:
+        """Configuration and components by side, with as many parameters as ``n_blocks`` blocks of four."""
         each = n_blocks * n_parameters(4) // n_parameters(self.block_size) // len(self.inputs + self.outputs)
-        found = []
+        found = {}
         for side, mine, every in (("input", self.inputs, PROJECTIONS), ("output", self.outputs, OUTPUTS)):
             if mine:
                 config = CUAConfig(mine, side=side, block_size=self.block_size)
                 blocks = tuple((projection, each) for projection in mine)
-                found.append((config, chosen_groups(bench.gradients(every, side), config, blocks)))
+                found[side] = config, chosen_groups(bench.gradients(every, side), config, blocks)
         return found
 
 
@@ -72,7 +71,7 @@ def run() -> dict[str, Any]:
         FileNotFoundError, ValueError: if what it is compared with is not recorded; naming the command.
     """
     choosing, full = Bench.prepare(test=False), Bench.prepare(test=True)
-    compared = Compared.load(choosing, full)
+    rates, others, ours = _compared(choosing, full)
     record = Record(
         {
             "name": NAME,
@@ -82,7 +81,7 @@ def run() -> dict[str, Any]:
                 "blocks": SIZES,
                 "rates": RATES,
                 "steps": STEPS,
-                "training": {k: v for k, v in used(BUDGETS[0].training).items() if k not in ("seed", "learning_rate")},
+                "training": schedule(BUDGETS[0].training),
                 "every": EVERY,
             },
             "seeds": SEEDS,
@@ -95,7 +94,7 @@ def run() -> dict[str, Any]:
         for key in record.missing(keys):
             started = time.perf_counter()
             share, n_blocks, training, folder = _work(record.result["runs"], key)
-            run = fit(bench, SHARES[share].adapters(choosing, n_blocks), training, split, folder)
+            run = bench.fit_together(SHARES[share].adapters(choosing, n_blocks), training, folder, split, 0)
             record.add(key, run, time.perf_counter() - started)
             print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
         return record.has(*keys)
@@ -105,33 +104,10 @@ def run() -> dict[str, Any]:
     best = {size: best_share(record.result["runs"], size) for size in SIZES}
     if not add([f"{size}/{name}/rate{rate}" for size, name in best.items() for rate in RATES], choosing, "selection"):
         return record.result
-    test = Bench(full.model, full.tokens | {"test": full.tokens["test"][::EVERY]}, full.data)
-    if not add([f"{size}/seed{seed}" for size in SIZES for seed in SEEDS], test, "test"):
+    tests = [f"{size}/seed{seed}" for size in SIZES for seed in SEEDS]
+    if not add(tests, baselines.measured_part(full), "test"):
         return record.result
-    return record.finish(headline(record.result["runs"], compared))
-
-
-def fit(
-    bench: Bench,
-    parts: list[tuple[CUAConfig, dict[str, Tensor]]],
-    training: TrainConfig,
-    split: str,
-    folder: Path | None,
-) -> dict[str, Any]:
-    """Attach one adapter for each part, train them together, measure; save each by its side, and detach."""
-    adapters: list[cua.Adapter] = []
-    try:
-        for config, groups in parts:
-            adapters.append(cua.attach(bench.model, config, groups))
-        measured = bench.train_and_measure(adapters, training, split, 0)
-        if folder is not None:
-            for adapter in adapters:
-                cua.save(adapter, folder / adapter.config.side)
-        count, norm = sum(adapter.n_parameters for adapter in adapters), max(map(largest_k_norm, adapters))
-        return {"parameters": count, "largest_k_norm": norm} | measured
-    finally:
-        for adapter in adapters:
-            adapter.detach()
+    return record.finish(headline(record.result["runs"], rates, others, ours))
 
 
 def best_share(runs: dict[str, Any], size: str) -> str:
@@ -157,47 +133,48 @@ def _work(runs: dict[str, Any], key: str) -> tuple[str, int, TrainConfig, Path |
     return best_share(runs, size), SIZES[size], training, ADAPTERS / NAME / key if seed == 0 else None
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Recorded runs on the same text: of validation our inputs alone; of the test LoRA and our inputs, by seed."""
-
-    rates: dict[str, Any]
-    baselines: dict[str, Any]
-    inputs: dict[str, list[dict[str, Any]]]
-
-    @classmethod
-    def load(cls, choosing: Bench, full: Bench) -> "Compared":
-        rates, others = load_complete(BUDGET_RATES.name), load_result(baselines.NAME)
-        wanted = ["base", *(f"lora/{size}/seed{seed}" for size in SIZES for seed in SEEDS)]
-        if missing := [key for key in wanted if key not in others["runs"]]:
-            raise ValueError(
-                f"{baselines.NAME} has no {', '.join(missing)}; go on with: python -m cua.experiments {baselines.NAME}"
-            )
-        studies = {size: load_complete(f"budget_{size}") for size in SIZES}
-        baselines.check_same(rates, choosing)
-        for result in (others, *studies.values()):
-            baselines.check_same(result, full)
-        exact = {size: [study["runs"][f"exact-seed{seed}"] for seed in SEEDS] for size, study in studies.items()}
-        inputs = {size: list(map(baselines.same_windows, runs)) for size, runs in exact.items()}
-        return cls(rates["runs"], others["runs"], inputs)
+def _compared(choosing: Bench, full: Bench) -> tuple[dict[str, Any], dict[str, Any], dict[str, dict[str, Any]]]:
+    """Recorded runs for :func:`headline`, of the same model and text."""
+    rates, others = load_complete(BUDGET_RATES.name), load_result(baselines.NAME)
+    studies = {size: load_complete(f"budget_{size}") for size in SIZES}
+    wanted = ["base", *(f"lora/{size}/seed{seed}" for size in SIZES for seed in SEEDS)]
+    if missing := [key for key in wanted if key not in others["runs"]]:
+        raise ValueError(
+            f"{baselines.NAME} has no {', '.join(missing)}; go on with: python -m cua.experiments {baselines.NAME}"
+        )
+    baselines.check_same(rates, choosing)
+    for result in (others, *studies.values()):
+        baselines.check_same(result, full)
+    return rates["runs"], others["runs"], {size: study["runs"] for size, study in studies.items()}
 
 
-def headline(runs: dict[str, Any], compared: Compared) -> dict[str, dict[str, Any]]:
-    """Change of perplexity of every share on validation text; of the best of each size on the test, and against."""
+def headline(
+    runs: dict[str, Any], rates: dict[str, Any], others: dict[str, Any], ours: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Change of perplexity of every share on validation text; of the best of each size on the test, and against.
+
+    Args:
+        runs: of this experiment.
+        rates: of our inputs alone on validation text.
+        others: of :mod:`.baselines`.
+        ours: of our inputs alone on the whole test split, by size.
+    """
     numbers = {}
     for size in SIZES:
-        base, inputs = (compared.rates[key] for key in ("base", f"budget_{size}-rate{FIRST_RATE}"))
+        base, inputs = (rates[key] for key in ("base", f"budget_{size}-rate{FIRST_RATE}"))
         numbers[f"{size}_inputs_selection"] = point(percent_change(inputs, base), "%")
         for name in SHARES:
             run = runs[f"{size}/{name}/rate{FIRST_RATE}"]
             numbers[f"{size}_{name}_selection"] = point(percent_change(run, base), "%")
         numbers[f"{size}_rate"] = point(best_rate(runs, size), "1")
+        numbers[f"{size}_parameters"] = point(runs[f"{size}/seed{SEEDS[0]}"]["parameters"], "parameters")
+        references = {
+            "change": [others["base"] for _ in SEEDS],
+            "against_inputs": [baselines.same_windows(ours[size][f"exact-seed{seed}"]) for seed in SEEDS],
+            "against_lora": [others[f"lora/{size}/seed{seed}"] for seed in SEEDS],
+        }
         tested = [runs[f"{size}/seed{seed}"] for seed in SEEDS]
-        numbers[f"{size}_parameters"] = point(tested[0]["parameters"], "parameters")
-        low_rank = [compared.baselines[f"lora/{size}/seed{seed}"] for seed in SEEDS]
-        against = {"change": [compared.baselines["base"]] * len(SEEDS)}
-        against |= {"against_inputs": compared.inputs[size], "against_lora": low_rank}
-        for name, others in against.items():
-            pairs = list(zip(tested, others, strict=True))
+        for name, reference in references.items():
+            pairs = list(zip(tested, reference, strict=True))
             numbers[f"{size}_{name}"] = change_over_seeds_and_text([pairs])
     return numbers

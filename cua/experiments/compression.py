@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cua.experiments.bench import TEST_WINDOW, Bench, run_of
 from cua.experiments.budgets import BUDGETS
-from cua.experiments.protocol import chosen_groups, mean_interval, percent_change, used
+from cua.experiments.protocol import chosen_groups, mean_interval, percent_change, schedule, used
 from cua.experiments.record import Record, point
 from cua.llm.compression import Compression, compress, input_moments
 from cua.llm.data import load_corpus, windows
@@ -140,7 +140,7 @@ def run() -> dict[str, Any]:
                 "blocks": dict(BLOCKS),
                 "lora": LORA,
                 "rates": RATES,
-                "training": {k: v for k, v in used(TRAINING).items() if k not in ("seed", "learning_rate")},
+                "training": schedule(TRAINING),
             },
             "seeds": [0, 1, 2, 3, 4],
             "model": identity(full.model),

@@ -14,7 +14,7 @@ from torch import Tensor
 from cua import CUAConfig
 from cua.cayley import cayley, inverse_cayley, skew, unskew
 from cua.experiments.bench import Bench
-from cua.experiments.protocol import mean_interval, percent_change, used
+from cua.experiments.protocol import mean_interval, percent_change, schedule, used
 from cua.experiments.record import Record, point
 from cua.llm.models import identity
 from cua.llm.placement import choose_groups
@@ -121,7 +121,7 @@ def run() -> dict[str, Any]:
             "question": QUESTION,
             "config": {
                 "adapter": used(PLAIN),
-                "training": {k: v for k, v in used(TRAINING).items() if k not in ("seed", "learning_rate")},
+                "training": schedule(TRAINING),
                 "rates": RATES,
                 "every": EVERY,
                 "ideas": {

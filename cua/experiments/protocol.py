@@ -125,6 +125,11 @@ def used(options: CUAConfig | TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in asdict(options).items() if name not in later or value != later[name]}
 
 
+def schedule(training: TrainConfig) -> dict[str, Any]:
+    """The options of :func:`used` that all runs of an experiment share, which is all but the seed and the rate."""
+    return {name: value for name, value in used(training).items() if name not in ("seed", "learning_rate")}
+
+
 def percent_change(run: dict[str, Any], base: dict[str, Any]) -> float:
     """Change of perplexity against the base model, in per cent; negative is better."""
     return 100 * (run["perplexity"] / base["perplexity"] - 1)

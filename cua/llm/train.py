@@ -69,7 +69,7 @@ def window_order(n_windows: int, config: TrainConfig) -> Tensor:
 
 def train(
     model: LlamaForCausalLM,
-    adapter: Adapter | PeftAdapter | Sequence[Adapter],
+    adapter: Adapter | PeftAdapter | Sequence[Adapter] | Sequence[PeftAdapter],
     windows: Tensor,
     config: TrainConfig,
     *,
@@ -83,8 +83,8 @@ def train(
 
     Args:
         model: carries ``adapter``; everything else stays frozen.
-        adapter: from :func:`cua.attach`, or of PEFT (which has no blocks, so no ``max_k_norm``).  Several of the first
-            kind, such as one on inputs and one on outputs of other projections, are trained together.
+        adapter: from :func:`cua.attach`, or of PEFT (which has no blocks, so no ``max_k_norm``).  Several, such
+            as one on inputs and one on outputs of other projections, are trained together.
         windows: ``(n, T)`` token ids.
         config: schedule and seed.
         split: at or below the adapter's first layer; at that layer if left out.
@@ -101,7 +101,7 @@ def train(
     Raises:
         ValueError: if the split leaves an adapted layer below it; if ``prefix`` does not belong to it and these
             windows; if the teacher is missing, not wanted or of another shape; if ``config.batch`` cannot be shared
-            equally by the processes; if an adapter of PEFT is to keep ``max_k_norm``, or there is none at all.
+            equally by the processes; if an adapter of PEFT is to keep ``max_k_norm``; if there is no adapter.
     """
     state = PartialState()
     if config.batch % state.num_processes:

@@ -210,15 +210,15 @@ def test_every_share_has_as_many_parameters_and_learns(name, share, frozen, wind
     each, size = (60, 1) if name == "pairs" else (30 // len(share.inputs + share.outputs), 6)
     bench = Bench(frozen, {"train": windows, "selection": windows}, {})
     parts = share.adapters(bench, 30)
-    assert [config.side for config, _ in parts] == ["input", "output"][: len(parts)]
-    for config, groups in parts:
+    assert [config.side for config, _ in parts.values()] == ["input", "output"][: len(parts)] == list(parts)
+    for config, groups in parts.values():
         blocks = {
             target: sum(len(g) for n, g in groups.items() if n.endswith(target)) for target in config.target_modules
         }
         assert set(blocks.values()) == {each}
     before = bench.measure("selection", 0)
     training = TrainConfig(steps=3, learning_rate=0.05, warmup=1, max_k_norm=1.9)
-    run = both_sides.fit(bench, parts, training, "selection", None)
+    run = bench.fit_together(parts, training, None, "selection", 0)
     assert run["parameters"] == each * size * len(share.inputs + share.outputs)
     assert run["perplexity"] < before["perplexity"]
     assert 0 < run["largest_k_norm"] < 1.9
@@ -228,7 +228,7 @@ def test_every_share_has_as_many_parameters_and_learns(name, share, frozen, wind
 def test_both_sides_of_a_run_are_saved(frozen, windows, tmp_path):
     bench = Bench(frozen, {"train": windows, "selection": windows}, {})
     parts = both_sides.SHARES["up"].adapters(bench, 8)
-    run = both_sides.fit(bench, parts, TrainConfig(steps=2, learning_rate=0.05), "selection", tmp_path)
+    run = bench.fit_together(parts, TrainConfig(steps=2, learning_rate=0.05), tmp_path, "selection", 0)
     adapters = [cua.load(frozen, tmp_path / side) for side in ("input", "output")]
     assert bench.measure("selection", 0)["nll"] == run["nll"]
     assert sum(adapter.n_parameters for adapter in adapters) == run["parameters"] == 48
@@ -253,8 +253,8 @@ def test_the_best_share_alone_meets_the_test():
     }
     others = {"base": _losses(25.0)}
     others |= {f"lora/{size}/seed{seed}": _losses(21.0) for size in both_sides.SIZES for seed in both_sides.SEEDS}
-    inputs = {size: [_losses(22.0)] * len(both_sides.SEEDS) for size in both_sides.SIZES}
-    numbers = both_sides.headline(runs, both_sides.Compared(rates, others, inputs))
+    exact = {f"exact-seed{seed}": _losses(22.0, 13) for seed in both_sides.SEEDS}
+    numbers = both_sides.headline(runs, rates, others, dict.fromkeys(both_sides.SIZES, exact))
     assert numbers["6k_inputs_selection"]["value"] == pytest.approx(100 * (30 / 32 - 1))
     assert numbers[f"25k_{best}_selection"]["value"] == pytest.approx(100 * (28 / 32 - 1))
     for name, level in (("change", 25.0), ("against_inputs", 22.0), ("against_lora", 21.0)):

@@ -78,6 +78,13 @@ def recorded(name: str) -> dict:
     return json.loads(path.read_text())
 
 
+def recorded_run(result: dict, key: str) -> dict:
+    if key not in result["runs"]:
+        assert result["status"] == "partial"
+        pytest.skip(f"{key} is not recorded yet")
+    return result["runs"][key]
+
+
 @pytest.fixture(scope="module")
 def test_windows(embedded):
     corpus = load_corpus("wikitext-2", "test")
@@ -267,29 +274,23 @@ def test_the_headline_of_the_baselines_follows_from_their_runs_and_ours():
 def test_a_window_of_every_baseline_gives_the_recorded_loss(method, embedded, test_windows):
     result, (model, _) = recorded("baselines"), embedded
     key = f"{method}/6k/seed0"
-    if key not in result["runs"]:
-        assert result["status"] == "partial"
-        pytest.skip(f"{key} is not recorded yet")
+    run = recorded_run(result, key)
     with attached(model, ADAPTERS / "baselines" / key) as adapter:
         if method == "scales":  # of which those that were not trained are one
             moved = sum(int((parameter != 1).sum()) for parameter in adapter.parameters())
-            assert 0.9 < moved / result["runs"][key]["parameters"] <= 1
+            assert 0.9 < moved / run["parameters"] <= 1
         else:
-            assert adapter.n_parameters == result["runs"][key]["parameters"]
+            assert adapter.n_parameters == run["parameters"]
         found = perplexity(model, test_windows[1][:: baselines.EVERY][2:3]).nll[0]
-    assert found == pytest.approx(result["runs"][key]["nll"][2], abs=NATS)
+    assert found == pytest.approx(run["nll"][2], abs=NATS)
 
 
 def test_the_headline_of_both_sides_follows_from_the_runs():
     result, others = recorded("both_sides"), recorded("baselines")["runs"]
     if result["status"] == "complete":
-        exact = {size: recorded(f"budget_{size}")["runs"] for size in both_sides.SIZES}
-        inputs = {
-            size: [baselines.same_windows(runs[f"exact-seed{seed}"]) for seed in both_sides.SEEDS]
-            for size, runs in exact.items()
-        }
-        compared = both_sides.Compared(recorded("budget_rates")["runs"], others, inputs)
-        assert_same(result["headline"], both_sides.headline(result["runs"], compared))
+        ours = {size: recorded(f"budget_{size}")["runs"] for size in both_sides.SIZES}
+        rates = recorded("budget_rates")["runs"]
+        assert_same(result["headline"], both_sides.headline(result["runs"], rates, others, ours))
         assert all(0 < run["largest_k_norm"] < 2 for run in result["runs"].values())
 
 
@@ -298,15 +299,13 @@ def test_the_headline_of_both_sides_follows_from_the_runs():
 def test_a_window_of_both_sides_gives_the_recorded_loss(size, embedded, test_windows):
     result, (model, _) = recorded("both_sides"), embedded
     key = f"{size}/seed0"
-    if key not in result["runs"]:
-        assert result["status"] == "partial"
-        pytest.skip(f"{key} is not recorded yet")
+    run = recorded_run(result, key)
     adapters = [cua.load(model, folder) for folder in sorted((ADAPTERS / "both_sides" / key).iterdir())]
     found = perplexity(model, test_windows[1][:: both_sides.EVERY][2:3]).nll[0]
     for adapter in adapters:
         adapter.detach()
-    assert sum(adapter.n_parameters for adapter in adapters) == result["runs"][key]["parameters"]
-    assert found == pytest.approx(result["runs"][key]["nll"][2], abs=NATS)
+    assert sum(adapter.n_parameters for adapter in adapters) == run["parameters"]
+    assert found == pytest.approx(run["nll"][2], abs=NATS)
 
 
 @pytest.mark.parametrize("study", [study for study in STUDIES if study.training.max_k_norm], ids=lambda s: s.name)
