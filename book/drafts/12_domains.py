@@ -128,10 +128,10 @@ for model in WIKITEXT:
 
 # %% [markdown]
 # The last column says how much of the price is gone: by how much nearer the two have come to each other. Blocks take
-# half, three quarters and nearly all of it away, and leave plain words what they were, by 0.02 nats. **So what they
-# gain on WikiText is the price of its clothes, and little else.** LoRA of 1k learns least of the clothes, and gains a
-# little on plain words. LoRA of 6k and 25k takes more than the price: dressed words become easier than plain ones,
-# because the plain ones become harder, by 0.28 and 0.22 nats, a third and a quarter in perplexity of a word.
+# half, three quarters and nearly all of it away, and leave plain words what they were, to within 0.02 nats. **So what
+# they gain on WikiText is the price of its clothes, and little else.** LoRA of 1k learns least of the clothes, and
+# gains a little on plain words. LoRA of 6k and 25k takes more than the price: dressed words become easier than plain
+# ones, because the plain ones become harder, by 0.28 and 0.22 nats, a third and a quarter in perplexity of a word.
 #
 # A detokenizer has no parameters, takes all of the price away from any text, and costs nothing. The harness's own
 # WikiText benchmark does so before it asks, and says the same by another measure: perplexity of a word 32.4 with blocks
