@@ -2,7 +2,7 @@
 
 import json
 import os
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import pytest
 import torch
@@ -300,11 +300,11 @@ def test_a_window_of_both_sides_gives_the_recorded_loss(size, embedded, test_win
     result, (model, _) = recorded("both_sides"), embedded
     key = f"{size}/seed0"
     run = recorded_run(result, key)
-    adapters = [cua.load(model, folder) for folder in sorted((ADAPTERS / "both_sides" / key).iterdir())]
-    found = perplexity(model, test_windows[1][:: both_sides.EVERY][2:3]).nll[0]
-    for adapter in adapters:
-        adapter.detach()
-    assert sum(adapter.n_parameters for adapter in adapters) == run["parameters"]
+    with ExitStack() as sides:
+        folders = sorted((ADAPTERS / "both_sides" / key).iterdir())
+        adapters = [sides.enter_context(attached(model, folder)) for folder in folders]
+        assert sum(adapter.n_parameters for adapter in adapters) == run["parameters"]
+        found = perplexity(model, test_windows[1][:: both_sides.EVERY][2:3]).nll[0]
     assert found == pytest.approx(run["nll"][2], abs=NATS)
 
 
