@@ -188,13 +188,14 @@ def test_rates_of_oft_are_half_of_ours():
 
 
 def test_headline_compares_on_the_same_windows():
-    """Ours 20 where the methods are measured and far from it elsewhere; LoRA 21 and 22; base 25."""
+    """Ours 20 where the methods are measured and far from it elsewhere; LoRA 21 and 22, OFT 24; base 25."""
     ours = _losses(20.0, 13)
     ours["nll"] = [loss if i % baselines.EVERY == 0 else 99.0 for i, loss in enumerate(ours["nll"])]
     everything = {f"{readout}-seed{seed}": ours for readout in baselines.READOUTS for seed in baselines.SEEDS}
     runs = {"base": _losses(25.0)}
     for label in baselines.BUDGETS:
         runs |= {f"lora/{label}/seed{seed}": _losses(21.0 + (seed > 2)) for seed in baselines.SEEDS}
+        runs |= {f"oft/{label}/seed{seed}": _losses(24.0) for seed in range(3)}
     numbers = baselines.headline(runs, dict.fromkeys(baselines.BUDGETS, everything))
     assert numbers["cua_exact_6k_change"]["value"] == pytest.approx(-20.0)
     assert numbers["lora_6k_change"]["value"] == pytest.approx(100 * (21**0.6 * 22**0.4 / 25 - 1))
@@ -202,6 +203,8 @@ def test_headline_compares_on_the_same_windows():
     assert against["value"] == pytest.approx(100 * (20 / (21**0.6 * 22**0.4) - 1))
     assert numbers["cua_sign_constrained_against_lora_6k"] == against
     assert against["low"] < against["value"] < against["high"] < 0
+    assert numbers["oft_25k_change"]["value"] == pytest.approx(-4.0)
+    assert numbers["cua_exact_against_oft_25k"]["value"] == pytest.approx(100 * (20 / 24 - 1))
     assert "dora_6k_change" not in numbers
 
 
