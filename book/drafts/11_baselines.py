@@ -55,6 +55,7 @@ if importlib.util.find_spec("cua") is None:
 
 # %%
 import matplotlib.pyplot as plt
+import pandas as pd
 import torch
 
 from cua.experiments.baseline_methods import METHODS
@@ -85,17 +86,27 @@ def left(w: torch.Tensor, change: torch.Tensor) -> float:
     return 100 * (torch.linalg.norm(w @ u @ vt - w - change) / torch.linalg.norm(change)).item()
 
 
+def drawn_like(change: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """A random change of rank 1, as large."""
+    rows, columns = (torch.randn(n, 1, generator=generator, dtype=change.dtype) for n in change.shape)
+    drawn = rows @ columns.mT
+    return drawn * torch.linalg.norm(change) / torch.linalg.norm(drawn)
+
+
+# %%
 model, _ = load_model()
-generator = torch.Generator().manual_seed(0)
+generator, rows = torch.Generator().manual_seed(0), {}
 with attached(model, ADAPTERS / "baselines" / "lora" / "6k" / "seed0") as lora:
     for name, module in lora.wrapped.named_modules():
         if hasattr(module, "get_delta_weight"):
-            w, change = module.base_layer.weight.detach().double(), module.get_delta_weight("default").detach().double()
-            rows, columns = (torch.randn(n, 1, generator=generator, dtype=w.dtype) for n in w.shape)
-            drawn = rows @ columns.mT
-            drawn *= torch.linalg.norm(change) / torch.linalg.norm(drawn)
-            says = name.partition("layers.")[2]
-            print(f"layer {says:18} {left(w, change):3.0f} % left, of a random change {left(w, drawn):3.0f} %")
+            w = module.base_layer.weight.detach().double()
+            change = module.get_delta_weight("default").detach().double()
+            changed = torch.linalg.svd(change).U[:, 0]  # the combination of outputs that changes
+            longer = torch.linalg.norm(changed @ (w + change)) / torch.linalg.norm(changed @ w)
+            cells = [left(w, change), left(w, drawn_like(change, generator)), longer.item()]
+            rows[name.partition("layers.")[2]] = cells
+columns = ["left, %", "left of a random change, %", "longer, times"]
+print(pd.DataFrame(rows, columns).T.round(1))
 
 # %% [markdown]
 # Three quarters or more of what LoRA learned no rotation could have done, whatever the size of its block. But no less is
@@ -125,13 +136,14 @@ with attached(model, ADAPTERS / "baselines" / "lora" / "6k" / "seed0") as lora:
 # blocks are ours (chapter [2](02_llama_insertion)), only of neighbouring components and on whole modules.
 
 # %%
-runs = load_result("baseline_selection")["runs"]
-ours = load_result("placement")["runs"]
-print(f"{'on inputs of v_proj, 60 steps':30} {'OFT, whole modules':20} ours, chosen components")
+whole, chosen = (load_result(name)["runs"] for name in ("baseline_selection", "placement"))
+rows = {}
 for size, blocks in (("1k", 144), ("6k", 1024), ("25k", 4320)):
-    whole, chosen = runs[f"oft/{size}/v_proj"], ours[f"v_proj/input/{blocks}/all"]
-    cells = (f"{run['parameters']:7,} {percent_change(run, base):+6.1f} %" for run, base in ((whole, runs["base"]), (chosen, ours["base"])))
-    print(f"{size:30} {next(cells):20} {next(cells)}")
+    oft, ours = whole[f"oft/{size}/v_proj"], chosen[f"v_proj/input/{blocks}/all"]
+    rows[size] = [oft["parameters"], percent_change(oft, whole["base"])]
+    rows[size] += [ours["parameters"], percent_change(ours, chosen["base"])]
+columns = ["OFT, parameters", "change, %", "ours, parameters", "change, %"]
+print(pd.DataFrame(rows.values(), rows, columns).round(1))
 
 # %% [markdown]
 # For a thousand parameters PEFT can put OFT on one of 30 modules; the same number spread over the components with the
@@ -142,12 +154,17 @@ for size, blocks in (("1k", 144), ("6k", 1024), ("25k", 4320)):
 # At the best place and rate, with 120 steps, on validation text:
 
 # %%
-selection, rates = load_result("baseline_selection")["headline"], load_result("budget_rates")["headline"]
+selection = load_result("baseline_selection")["headline"]
+rates = load_result("budget_rates")["headline"]
+table = pd.DataFrame(index=["blocks", *METHODS], columns=[*BUDGETS])
 for size in BUDGETS:
-    print(f"{size:4} {'ours':7} rate {rates[f'budget_{size}_rate']['value']:<6} {quote(rates[f'budget_{size}_selection_change'])}")
+    change, rate = (rates[f"budget_{size}_{key}"]["value"] for key in ("selection_change", "rate"))
+    table.loc["blocks", size] = f"{change:.1f} ({rate})"
     for method in METHODS:
-        count, rate, change = (selection[f"{method}_{size}_{key}"] for key in ("parameters", "rate", "change"))
-        print(f"     {method:7} rate {rate['value']:<6} {quote(change)} with {count['value']:,.0f} parameters")
+        change, rate = (selection[f"{method}_{size}_{key}"]["value"] for key in ("change", "rate"))
+        table.loc[method, size] = f"{change:.1f} ({rate})"
+print("change of perplexity, % (rate)\n")
+print(table)
 
 # %% [markdown]
 # The control is the line to look at. Scales know nothing of rotations, and no circuit is needed for them; given our choice
@@ -171,8 +188,8 @@ for size in BUDGETS:
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of WikiText-2 test perplexity (lower is better) against trained parameters, logarithmic. Bars: 95 % for other seeds and other text.", "name": "fig-baselines"}, "image": {"alt": "Eight lines over three sizes: change of test perplexity for our blocks, with exact and copied signs, for five methods of PEFT and for chosen scales."}}
 baselines = load_result("baselines")["headline"]
 SHOWN = {
-    "cua_exact": ("blocks, exact", COLOURS["exact"], "o", "-"),
-    "cua_sign_constrained": ("blocks, copied signs", COLOURS["sign-constrained"], "s", "--"),
+    "cua_exact": ("blocks", COLOURS["exact"], "o", "-"),
+    "cua_sign_constrained": ("copied signs", COLOURS["sign-constrained"], "s", "--"),
     "lora": ("LoRA", COLOURS["highlight"], "D", "-"),
     "dora": ("DoRA", COLOURS["paper"], "v", ":"),
     "oft": ("OFT", COLOURS["accent"], "^", "-"),
@@ -193,14 +210,20 @@ ax.legend(ncols=2, fontsize=8)
 plt.show()
 
 # %%
+def number(headline: dict, name: str, digits: int = 1) -> str:
+    """A recorded number and its interval, if there is one by that name, without its unit."""
+    return quote(headline[name], digits, with_unit=False) if name in headline else ""
+
+
+# %%
+rows = {}
 for size in BUDGETS:
-    print(f"{size:17}{'':8}{'change, %':21}{'ours against it, %':21}with copied signs, %")
-    for name in SHOWN:
-        says, count = name.removeprefix("cua_").replace("_", "-"), baselines[f"{name}_{size}_parameters"]["value"]
-        against = (f"cua_{way}_against_{name}_{size}" for way in ("exact", "sign_constrained"))
-        keys = [key for key in (f"{name}_{size}_change", *against) if key in baselines]
-        cells = (quote(baselines[key], 1).replace(" %", "") for key in keys)
-        print(f"{says:17}{count:6,.0f}  " + "".join(f"{cell:21}" for cell in cells).rstrip())
+    for name, (says, *_) in SHOWN.items():
+        ways = (f"cua_{way}_against_{name}_{size}" for way in ("exact", "sign_constrained"))
+        cells = [number(baselines, key) for key in (f"{name}_{size}_change", *ways)]
+        rows[size, says] = [number(baselines, f"{name}_{size}_parameters", 0), *cells]
+columns = ["number", "change, %", "ours against it, %", "copied signs, %"]
+print(pd.DataFrame(rows, columns).T.to_string())
 
 # %% [markdown]
 # **At a thousand parameters blocks are ahead of all that PEFT offers**: by 3 % of the best of it, VeRA, and by 9 % of LoRA,
@@ -226,17 +249,18 @@ for size in BUDGETS:
 # them compared on validation text as above, the best of them at three rates.
 
 # %%
-sides = load_result("both_sides")["headline"]
-WAYS = {"inputs": "inputs of v, o, down (as above)", "pairs": "the same, 2×2 blocks", "up": "and outputs of up"}
-WAYS |= {"up_gate": "and outputs of up, gate", "down_o_up_gate": "inputs of o, down; outputs of up, gate"}
-WAYS |= {"v_o_up": "inputs of v, o; outputs of up"}
-print(f"{'validation, 120 steps':42}{'6k':>10}{'25k':>10}")
-for way, says in WAYS.items():
-    print(f"{says:42}" + "".join(f"{sides[f'{size}_{way}_selection']['value']:+8.1f} %" for size in ("6k", "25k")))
-print("\ntest text, five seeds, the best of each column:")
-for size in ("6k", "25k"):
-    change, inputs, lora = (quote(sides[f"{size}_{key}"], 1) for key in ("change", "against_inputs", "against_lora"))
-    print(f"{size:3} {change}, against inputs alone {inputs}, against LoRA {lora}")
+sides, SIDES = load_result("both_sides")["headline"], ("6k", "25k")
+WAYS = {"inputs": "inputs of v, o, down (as above)", "pairs": "the same, blocks of 2×2"}
+WAYS |= {"up": "these and outputs of up", "up_gate": "these and outputs of up, gate"}
+WAYS |= {"down_o_up_gate": "inputs of o, down, outputs of up, gate"}
+WAYS |= {"v_o_up": "inputs of v, o, outputs of up"}
+rows = {says: [sides[f"{size}_{way}_selection"]["value"] for size in SIDES] for way, says in WAYS.items()}
+print(pd.DataFrame(rows.values(), rows, [f"{size}, %" for size in SIDES]).round(1))
+
+# %%
+keys = {"change": "test, %", "against_inputs": "against inputs alone, %", "against_lora": "against LoRA, %"}
+rows = {size: [number(sides, f"{size}_{key}") for key in keys] for size in SIDES}
+print(pd.DataFrame(rows, keys.values()).T)
 
 # %% [markdown]
 # Pairs are worse. A share for the outputs of `up_proj` is worth 1.2 and 1.4 % on the test text. **With it blocks are ahead
@@ -253,17 +277,20 @@ for size in ("6k", "25k"):
 # parameters, one seed each, on the same rows:
 
 # %%
-WITHOUT_UNIT = {"unit": "1"}
-cost = load_result("baseline_cost")["headline"]
-print(f"{'':7}{'forward / bare':19}{'step / blocks':19}{'memory':8}{'answers, points':17}those of LAMBADA")
-base = unpacked(same_questions(load_result("benchmarks_base"), SOME)["lambada"]["acc"])
+cost, rows = load_result("baseline_cost")["headline"], {}
 for method in ("cua", *METHODS):
-    forward, step = (quote(cost[f"{method}_{key}"] | WITHOUT_UNIT) for key in ("forward", "step"))
+    rows[method] = [number(cost, f"{method}_{key}", 2) for key in ("forward", "step", "memory")]
+print(pd.DataFrame(rows, ["forward / bare", "step / blocks", "memory / blocks"]).T)
+
+# %%
+rows = {}
+before = unpacked(same_questions(load_result("benchmarks_base"), SOME)["lambada"]["acc"])
+for method in ("cua", *METHODS):
     asked = load_result(f"benchmarks_{method}_6k")
-    answers = quote(asked["headline"]["some_mean_difference"] | WITHOUT_UNIT, 1)
-    passages = mean_over_questions(unpacked(same_questions(asked, SOME)["lambada"]["acc"]) - base)
-    lambada = quote(passages | WITHOUT_UNIT, 1)
-    print(f"{method:7}{forward:19}{step:19}{cost[f'{method}_memory']['value']:<8.2f}{answers:17}{lambada}")
+    lambada = unpacked(same_questions(asked, SOME)["lambada"]["acc"]) - before
+    mean = asked["headline"]["some_mean_difference"]
+    rows[method] = [quote(n, 1, with_unit=False) for n in (mean, mean_over_questions(lambada))]
+print(pd.DataFrame(rows, ["mean of three, points", "LAMBADA, points"]).T)
 
 # %% [markdown]
 # Blocks are the slowest of all, unmerged: they take components out of a vector and put them back, all over the model.

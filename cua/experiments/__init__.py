@@ -53,7 +53,7 @@ EXPERIMENTS = {
     domains.NAME: (domains.QUESTION, domains.run),
     gains.NAME: (gains.QUESTION, gains.run),
     forgetting.NAME: (forgetting.QUESTION, forgetting.run),
-    clothes.NAME: (clothes.QUESTION, clothes.run),
+    **{study.name: (study.question, study.run) for study in clothes.STUDIES},
     **{study.name: (study.question, study.run) for study in BENCHMARK_STUDIES},
     two_questions.NAME: (two_questions.QUESTION, two_questions.run),
 }

@@ -35,18 +35,19 @@ TEXTS = (*CLOTHES, *ELSEWHERE)
 
 
 def corpus(text: str, split: str) -> Corpus:
-    """ "train" or "test" of one of :data:`TEXTS`; WikiText's train split is that of :func:`wikitext_splits`.
+    """ "train" or "test" of one of :data:`TEXTS`, or of a domain "in wikitext" or "in plain".
 
-    Plain clothes are what is left when WikiText's are taken off; Wikipedia articles, which have marks of their own, are
-    put into WikiText's first.  Test documents that repeat the train split, see :func:`unseen`, are left out.
+    WikiText's train split is that of :func:`wikitext_splits`.  Plain clothes are what is left when WikiText's are taken
+    off; other text is put into WikiText's first.  Test documents that repeat the train split, see :func:`unseen`, are
+    left out.
     """
     name, _, clothes = text.partition(" in ")
     found = _bare(name, split)
     documents = found.documents
     if split == "test":
         documents = unseen(documents, _bare(name, "train").documents)
-    if name == "wikipedia" and clothes:
-        documents = tuple(map(to_wikitext, documents))
+    if name != "wikitext" and clothes:
+        documents = tuple(to_wikitext(document, headings=name == "wikipedia") for document in documents)
     if clothes == "plain":
         documents = tuple(map(to_plain, documents))
     return replace(found, name=text, documents=documents)

@@ -1,5 +1,8 @@
 """Adapters of the PEFT library, trained and measured by the same loop as ours."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -9,6 +12,14 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from cua.config import layer_number
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """PEFT asks a model for ``is_gradient_checkpointing``, which transformers 5 wants called by another name."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 class PeftAdapter:
@@ -25,7 +36,7 @@ class PeftAdapter:
     def __init__(self, model: LlamaForCausalLM, config: PeftConfig, seed: int = 0) -> None:
         if isinstance(config, VeraConfig):  # which would draw with this key whatever the seed
             config.projection_prng_key = seed
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _quietly():
             torch.manual_seed(seed)
             self._wrap(model, get_peft_model(model, config))
 
@@ -68,7 +79,8 @@ class PeftAdapter:
     def load(cls, model: LlamaForCausalLM, folder: Path) -> Self:
         """Put a saved adapter on a model."""
         adapter = cls.__new__(cls)
-        adapter._wrap(model, PeftModel.from_pretrained(model, folder, is_trainable=True))
+        with _quietly():
+            adapter._wrap(model, PeftModel.from_pretrained(model, folder, is_trainable=True))
         return adapter
 
     def detach(self) -> nn.Module:

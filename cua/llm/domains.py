@@ -49,16 +49,17 @@ def load_domain(name: str, split: str = "test") -> Corpus:
     return Corpus(name, split, source, tuple(text(row).strip() + "\n\n" for row in share(rows, split)))
 
 
-def to_wikitext(article: str) -> str:
+def to_wikitext(article: str, *, headings: bool = True) -> str:
     """A plain article, such as those of the embedded Wikipedia text, as WikiText would write it.
 
     Its first line is the title and becomes " = Title = ", a line "==Section==" becomes " = = Section = = ", 1,000.5
-    becomes "1 @,@ 000 @.@ 5"; marks of emphasis and blank lines go, and what is left is tokenised.
+    becomes "1 @,@ 000 @.@ 5"; marks of emphasis and blank lines go, and what is left is tokenised.  Without
+    ``headings`` every line is text.
     """
     lines = [line for line in re.sub("'{2,}", "", article).split("\n") if line.strip()]
     written = []
     for i, line in enumerate(lines):
-        level = 1 if i == 0 else len(line) - len(line.lstrip("="))
+        level = 0 if not headings else 1 if i == 0 else len(line) - len(line.lstrip("="))
         bars = " ".join("=" * level)
         title = f"{bars} {_tokenised(line.strip('= '))} {bars}" if level else _tokenised(line)
         written.append(f" {title} \n")

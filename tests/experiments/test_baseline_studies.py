@@ -59,6 +59,7 @@ def _one_direction(model, windows: torch.Tensor, method: str, seed: int) -> dict
     return found
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_saved_adapter_of_every_method_comes_back(make_llama, ids, tmp_path, method):
     model, fresh = make_llama(), make_llama()

@@ -1,10 +1,14 @@
 """Passages in two clothes, and what their loss says of an adapter."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from scipy.stats import t
 
 from cua.experiments import clothes
 from cua.experiments.clothes import headline, nats, passages
+from cua.experiments.domains import corpus
 from cua.experiments.trained import trained_on_wikitext
 
 ARTICLES = (
@@ -57,4 +61,15 @@ def test_headline_by_hand():
     uneven = runs["cua_1k/seed0"] | {"wikitext": {"dressed": [400.0, 250.0], "plain": [400.0, 200.0]}}
     found = headline(runs | {"cua_1k/seed0": uneven}, words)["cua_1k_wikitext_dressed"]
     assert found["value"] == pytest.approx(-0.5), "the mean over passages: (-1 + 0) / 2"
-    assert found["low"] == pytest.approx(-0.5)
+    assert found["low"] == pytest.approx(-0.5 - t.ppf(0.975, 1) / 6), "-2/3 and -1/3, the means over seeds"
+
+
+def test_other_subjects_are_spread_over_their_documents_and_have_no_title(embedded):
+    study = replace(clothes.OTHER_SUBJECTS, documents=3)
+    tests = {"news": corpus("news in wikitext", "test")}
+    found = study.asked(embedded[1], tests)["news"]
+    every = passages(embedded[1], tests["news"].documents)
+    assert found == [every[0], every[(len(every) - 1) // 2], every[-1]]
+    assert not any("=" in passage["dressed"] for passage in found)
+    assert " , " in found[0]["dressed"]
+    assert ", " in found[0]["plain"].replace(" , ", "")

@@ -239,8 +239,9 @@ def test_a_window_of_news_gains_what_is_recorded(embedded):
         assert found["by_eighth"][2]["nll"][0] == pytest.approx(run["by_eighth"][2]["nll"][4], abs=NATS)
 
 
-def test_the_headline_of_the_price_of_clothes_follows_from_the_runs():
-    result = recorded("clothes")
+@pytest.mark.parametrize("study", clothes.STUDIES, ids=lambda study: study.name)
+def test_the_headline_of_the_price_of_clothes_follows_from_the_runs(study):
+    result = recorded(study.name)
     if result["status"] == "complete":
         assert_same(result["headline"], clothes.headline(result["runs"], result["config"]["words"]))
 

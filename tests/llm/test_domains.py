@@ -22,6 +22,10 @@ def test_an_article_in_the_clothes_of_wikitext():
     assert to_wikitext(PLAIN) == WIKITEXT
 
 
+def test_text_without_headings_in_the_clothes_of_wikitext():
+    assert to_wikitext("It sank, then.\n\n=3\n", headings=False) == " It sank , then . \n = 3 \n"
+
+
 def test_an_article_of_wikitext_in_plain_clothes():
     assert to_plain(WIKITEXT) == PLAIN.replace("'''", "")
 
