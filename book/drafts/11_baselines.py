@@ -210,7 +210,7 @@ ax.legend(ncols=2, fontsize=8)
 plt.show()
 
 # %%
-def number(headline: dict, name: str, digits: int = 1) -> str:
+def cell(headline: dict, name: str, digits: int = 1) -> str:
     """A recorded number and its interval, if there is one by that name, without its unit."""
     return quote(headline[name], digits, with_unit=False) if name in headline else ""
 
@@ -220,8 +220,8 @@ rows = {}
 for size in BUDGETS:
     for name, (says, *_) in SHOWN.items():
         ways = (f"cua_{way}_against_{name}_{size}" for way in ("exact", "sign_constrained"))
-        cells = [number(baselines, key) for key in (f"{name}_{size}_change", *ways)]
-        rows[size, says] = [number(baselines, f"{name}_{size}_parameters", 0), *cells]
+        cells = [cell(baselines, key) for key in (f"{name}_{size}_change", *ways)]
+        rows[size, says] = [cell(baselines, f"{name}_{size}_parameters", 0), *cells]
 columns = ["number", "change, %", "ours against it, %", "copied signs, %"]
 print(pd.DataFrame(rows, columns).T.to_string())
 
@@ -259,7 +259,7 @@ print(pd.DataFrame(rows.values(), rows, [f"{size}, %" for size in SIDES]).round(
 
 # %%
 keys = {"change": "test, %", "against_inputs": "against inputs alone, %", "against_lora": "against LoRA, %"}
-rows = {size: [number(sides, f"{size}_{key}") for key in keys] for size in SIDES}
+rows = {size: [cell(sides, f"{size}_{key}") for key in keys] for size in SIDES}
 print(pd.DataFrame(rows, keys.values()).T)
 
 # %% [markdown]
@@ -279,7 +279,7 @@ print(pd.DataFrame(rows, keys.values()).T)
 # %%
 cost, rows = load_result("baseline_cost")["headline"], {}
 for method in ("cua", *METHODS):
-    rows[method] = [number(cost, f"{method}_{key}", 2) for key in ("forward", "step", "memory")]
+    rows[method] = [cell(cost, f"{method}_{key}", 2) for key in ("forward", "step", "memory")]
 print(pd.DataFrame(rows, ["forward / bare", "step / blocks", "memory / blocks"]).T)
 
 # %%
