@@ -78,7 +78,8 @@ print(to_plain(to_wikitext(article)))
 
 # %%
 model, tokenizer = load_model()
-texts = {clothes: corpus(f"wikipedia in {clothes}", "test") for clothes in ("plain", "wikitext")}
+CLOTHES = ("plain", "wikitext")
+texts = {clothes: corpus(f"wikipedia in {clothes}", "test") for clothes in CLOTHES}
 windows = {clothes: cut(tokenizer, text, 4) for clothes, text in texts.items()}
 formatting = cut_formatting(tokenizer, texts["wikitext"], 4)
 before = {clothes: last_states(model, ids) for clothes, ids in windows.items()}
@@ -86,9 +87,9 @@ with attached(model, ADAPTERS / "budget_6k" / "exact-seed0"):
     plain = compare(model, before["plain"], windows["plain"])
     dressed = compare(model, before["wikitext"], windows["wikitext"], formatting)
 for clothes, run in (("plain", plain), ("wikitext", dressed)):
-    base, adapted = (np.exp(sum(run[nll]) / run["tokens"]) for nll in ("base_nll", "nll"))
-    change = 100 * (adapted / base - 1)
-    print(f"{clothes:8} clothes: perplexity {base:.1f}, with the adapter {change:+.0f} %")
+    base = np.exp(sum(run["base_nll"]) / run["tokens"])
+    change = 100 * (np.exp(sum(run["nll"]) / run["tokens"]) / base - 1)
+    print(f"in {clothes:8}: perplexity {base:.1f}, with the adapter {change:+.0f} %")
 
 # %% [markdown]
 # The same articles, the same words, on four windows of 512 tokens. With the adapter, perplexity falls by a quarter where
@@ -99,9 +100,11 @@ for clothes, run in (("plain", plain), ("wikitext", dressed)):
 
 # %%
 shown = zip(windows["wikitext"][1, :60], formatting[1], strict=False)
-print("".join(f"[{tokenizer.decode(t)!r}]" if mark else tokenizer.decode(t) for t, mark in shown))
+for token, mark in shown:
+    print(f"[{tokenizer.decode(token)!r}]" if mark else tokenizer.decode(token), end="")
 on_formatting, on_words, _ = by_formatting(dressed)
-tokens, gain = dressed["formatting_tokens"] / dressed["tokens"], on_formatting / (on_formatting + on_words)
+tokens = dressed["formatting_tokens"] / dressed["tokens"]
+gain = on_formatting / (on_formatting + on_words)
 print(f"\n{100 * tokens:.0f} % of the tokens have {100 * gain:.0f} % of the gain")
 
 # %% [markdown]
@@ -126,17 +129,20 @@ def cell(headline: dict, name: str, digits: int) -> str:
 
 
 # %%
-priced = load_result("clothes")["headline"]
+priced, WAYS = load_result("clothes")["headline"], ("dressed", "plain")
 for text in ("wikitext", "wikipedia"):
-    ways = (f"{way} {priced[f'base_{text}_{way}']['value']:.2f}" for way in ("dressed", "plain"))
-    print(f"{text}, nats a word: {', '.join(ways)}, price {cell(priced, f'{text}_price', 2)}")
+    dressed, plain = (priced[f"base_{text}_{way}"]["value"] for way in WAYS)
+    price = cell(priced, f"{text}_price", 2)
+    print(f"{text}, nats a word: dressed {dressed:.2f}, plain {plain:.2f}, price {price}")
+
+# %%
 rows = {}
 for text in ("wikitext", "wikipedia"):
     for model in WIKITEXT:
-        changes = (cell(priced, f"{model}_{text}_{way}", 2) for way in ("dressed", "plain"))
+        changes = [cell(priced, f"{model}_{text}_{way}", 2) for way in WAYS]
         rows[text, model] = [*changes, cell(priced, f"{model}_{text}_taken", 0)]
 columns = ["change dressed", "change plain", "% of the price taken away"]
-print("\n" + pd.DataFrame(rows, columns).T.to_string())
+print("nats a word\n" + pd.DataFrame(rows, columns).T.to_string())
 
 # %% [markdown]
 # The last column: by which share of the price dressed and plain have come nearer to each other. Blocks take half, three
@@ -161,13 +167,16 @@ print("\n" + pd.DataFrame(rows, columns).T.to_string())
 dressed_up = load_result("dressed")["headline"]
 rows = {}
 for text in SUBJECTS:
-    changes = (f"{model}_6k_{text}_{way}" for model in ("cua", "lora") for way in ("dressed", "plain"))
-    rows[text] = [cell(dressed_up, key, 2) for key in (f"{text}_price", *changes)]
+    keys = [f"{text}_price", *(f"cua_6k_{text}_{way}" for way in WAYS)]
+    keys += [f"lora_6k_{text}_{way}" for way in WAYS]
+    rows[text] = [cell(dressed_up, key, 2) for key in keys]
 columns = ["price", "cua_6k, dressed", "plain", "lora_6k, dressed", "plain"]
 print("nats a word\n" + pd.DataFrame(rows, columns).T.to_string())
-print("\n% of the price taken away")
-taken = {t: {m: cell(dressed_up, f"{m}_{t}_taken", 0) for m in WIKITEXT} for t in SUBJECTS}
-print(pd.DataFrame(taken).T[["cua_1k", "cua_6k", "cua_25k", "lora_1k"]].to_string())
+
+# %%
+FEW = ("cua_1k", "cua_6k", "cua_25k", "lora_1k")
+rows = {t: [cell(dressed_up, f"{m}_{t}_taken", 0) for m in FEW] for t in SUBJECTS}
+print("% of the price taken away\n" + pd.DataFrame(rows, FEW).T.to_string())
 
 # %% [markdown]
 # TODO
@@ -184,9 +193,9 @@ print(pd.DataFrame(taken).T[["cua_1k", "cua_6k", "cua_25k", "lora_1k"]].to_strin
 
 # %%
 other = load_result("forgetting")["headline"]
-table = {}
+table, MODELS = {}, (*WIKITEXT, "vera_6k", "matched")
 for text in TEXTS:
-    changes = {m: other[f"{m}_on_{label(text)}"] for m in (*WIKITEXT, "vera_6k", "matched")}
+    changes = {model: other[f"{model}_on_{label(text)}"] for model in MODELS}
     row = {model: f"{change['value']:+z.0f}" for model, change in changes.items()}
     low, high = (changes["cua_6k"][end] for end in ("low", "high"))
     row["cua_6k"] += f" [{low:z.0f}, {high:z.0f}]"
@@ -231,7 +240,8 @@ picture = ax.imshow(changes, cmap="RdBu_r", vmin=-25, vmax=25)
 for (i, j), change in np.ndenumerate(changes):
     open_ = numbers[i][j]["low"] < 0 < numbers[i][j]["high"]
     says = f"({round(change)})" if open_ else f"{round(change)}"
-    ax.text(j, i, says, ha="center", va="center", fontsize=8, color="white" if change < -15 else "black")
+    colour = "white" if change < -15 else "black"
+    ax.text(j, i, says, ha="center", va="center", fontsize=8, color=colour)
 ax.set_xticks(range(len(TEXTS)), TEXTS, rotation=40, ha="right")
 ax.set_yticks(range(len(TEXTS)), TEXTS)
 ax.set(xlabel="measured on", ylabel="trained on")
@@ -264,8 +274,10 @@ plt.show()
 gains = load_result("gains")["headline"]
 rows = {}
 for text in labels:
-    parts = ((gains[f"{text}_{kind}_{of}"]["value"] for of in ("tokens", "gain")) for kind in KINDS)
-    rows[text] = [f"{tokens:.0f} / {gain:.0f}" for tokens, gain in parts]
+    rows[text] = []
+    for kind in KINDS:
+        tokens, gain = (gains[f"{text}_{kind}_{of}"]["value"] for of in ("tokens", "gain"))
+        rows[text].append(f"{tokens:.0f} / {gain:.0f}")
 columns = ["line breaks", "five after", "punctuation", "words"]
 print("% of tokens / % of the gain\n" + pd.DataFrame(rows, columns).T.to_string())
 
@@ -281,22 +293,27 @@ print("% of tokens / % of the gain\n" + pd.DataFrame(rows, columns).T.to_string(
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of perplexity by an adapter on the text that it was trained on, in each eighth of a window of 512 tokens; bars 95 % over three seeds and the text.", "name": "fig-eighths"}, "image": {"alt": "Three lines over the position in the window, all below zero and rising towards it: dressed WikiText from about -44 to -14 per cent, six domains from about -26 to -12, plain Wikipedia from about -18 to -6."}}
 fig, ax = plt.subplots()
-LINES = {"wikitext": ("WikiText, dressed", "highlight", "s"), "domains": ("six domains, mean", "exact", "o")}
+LINES = {"wikitext": ("WikiText, dressed", "highlight", "s")}
+LINES["domains"] = ("six domains, mean", "exact", "o")
 LINES["wikipedia_in_plain"] = ("Wikipedia, plain", "base", "^")
 for k, (name, (says, colour, marker)) in enumerate(LINES.items()):
     parts = [gains[f"{name}_eighth{i}"] for i in range(1, 9)]
     middles = 64 * np.arange(8) + 32 + 6 * (k - 1)  # side by side
     for middle, number in zip(middles, parts, strict=True):
         interval(ax, number, x=middle, color=COLOURS[colour], marker=marker)
-    ax.plot(middles, [n["value"] for n in parts], color=COLOURS[colour], marker=marker, label=says)
+    y = [n["value"] for n in parts]
+    ax.plot(middles, y, color=COLOURS[colour], marker=marker, label=says)
 ax.axhline(0, color=COLOURS["base"], linewidth=1)
 ax.set(xlabel="position in the window (tokens)", ylabel="change of perplexity (%)")
 ax.legend()
 plt.show()
 
 # %%
-columns = {"change": "adapter", "page": "a page read first", "change_after_page": "adapter, after the page"}
-rows = {text: [cell(gains, f"{text}_{key}", 1) for key in columns] for text in ("domains", *labels)}
+columns = {"change": "adapter", "page": "a page read first"}
+columns["change_after_page"] = "adapter, after the page"
+rows = {}
+for text in ("domains", *labels):
+    rows[text] = [cell(gains, f"{text}_{key}", 1) for key in columns]
 print("change of perplexity, %\n" + pd.DataFrame(rows, columns.values()).T.to_string())
 
 # %% [markdown]
@@ -318,19 +335,24 @@ print("change of perplexity, %\n" + pd.DataFrame(rows, columns.values()).T.to_st
 # is the change of mean accuracy over ARC-Easy, LAMBADA and MMLU's answers (chapter [10](10_benchmarks), one seed). Where a
 # method has one adapter only, its intervals are over text.
 
+# %%
+OTHERS = {"dora": ("DoRA", "v"), "oft": ("OFT", "^"), "ia3": ("IA³", "X")}
+OTHERS |= {"vera": ("VeRA", "P"), "scales": ("scales", "*")}
+
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of perplexity over six domains that an adapter was not trained on (geometric mean), against its change on WikiText; three sizes each, bars 95 % over three seeds and the text. Below zero on both is better on both.", "name": "fig-forgetting"}, "image": {"alt": "Scatter plot of six points joined to two lines, blocks and LoRA, and five single points, gain on WikiText along x and change elsewhere along y. LoRA of 6k and 25k lies highest, VeRA at zero."}}
 fig, ax = plt.subplots()
-for kind, says, colour, marker in (("cua", "blocks", "exact", "o"), ("lora", "LoRA", "highlight", "s")):
-    x, y = ([other[f"{kind}_{size}_{where}"] for size in ("1k", "6k", "25k")] for where in ("on_wikitext", "elsewhere"))
-    for here, there, size in zip(x, y, ("1k", "6k", "25k"), strict=True):
-        interval(ax, there, x=here["value"], color=COLOURS[colour], marker=marker)
-        interval(ax, here, y=there["value"], color=COLOURS[colour], marker=marker)
-        ax.annotate(size, (here["value"], there["value"]), xytext=(6, 6), textcoords="offset points", fontsize=8)
-    ax.plot([n["value"] for n in x], [n["value"] for n in y], color=COLOURS[colour], label=says)
-OTHERS = {"dora": ("DoRA", "v"), "oft": ("OFT", "^"), "ia3": ("IA³", "X"), "vera": ("VeRA", "P"), "scales": ("scales", "+")}
+for kind, says, of, marker in (("cua", "blocks", "exact", "o"), ("lora", "LoRA", "highlight", "s")):
+    line, colour = [], COLOURS[of]
+    for size in ("1k", "6k", "25k"):
+        here, there = other[f"{kind}_{size}_on_wikitext"], other[f"{kind}_{size}_elsewhere"]
+        line.append((here["value"], there["value"]))
+        interval(ax, there, x=here["value"], color=colour, marker=marker)
+        interval(ax, here, y=there["value"], color=colour, marker=marker)
+        ax.annotate(size, line[-1], xytext=(6, 6), textcoords="offset points", fontsize=8)
+    ax.plot(*zip(*line, strict=True), color=colour, label=says)
 for method, (says, marker) in OTHERS.items():
-    x, y = (other[f"{method}_6k_{where}"]["value"] for where in ("on_wikitext", "elsewhere"))
-    ax.plot(x, y, color=COLOURS["base"], marker=marker, linestyle="none", label=f"{says} 6k")
+    x, y = (other[f"{method}_6k_{key}"]["value"] for key in ("on_wikitext", "elsewhere"))
+    ax.plot(x, y, marker, color=COLOURS["base"], label=f"{says} 6k")
 ax.set(xlabel="change of perplexity on WikiText (%)", ylabel="on other domains (%)")
 ax.legend()
 plt.show()
@@ -339,14 +361,15 @@ plt.show()
 ASKED = (*WIKITEXT, *(f"{method}_6k" for method in OTHERS))
 rows = {}
 for model in (*ASKED, "matched"):
-    rows[model] = [cell(other, f"{model}_{key}", n) for key, n in (("on_wikitext", 0), ("elsewhere", 1))]
+    rows[model] = [cell(other, f"{model}_on_wikitext", 0), cell(other, f"{model}_elsewhere", 1)]
     found = (other[f"{model}_{key}"]["value"] for key in ("kl", "angle", "length"))
     rows[model] += [f"{value:.2f}" for value in found]
-    rows[model] += [""]
-    if model in ASKED:
-        asked = load_result(f"benchmarks_{model}")["headline"]
-        rows[model][-1] = cell(asked, "some_mean_difference", 1)
-columns = ["on WikiText, %", "elsewhere, %", "KL, nats", "angle, °", "length", "answers, points"]
+columns = ["on WikiText, %", "elsewhere, %", "KL, nats", "angle, °", "length"]
+for model in ASKED:
+    asked = load_result(f"benchmarks_{model}")["headline"]
+    rows[model].append(cell(asked, "some_mean_difference", 1))
+rows["matched"].append("")
+columns.append("answers, points")
 print(pd.DataFrame(rows, columns).T.rename({"matched": "random"}).to_string())
 
 # %%
@@ -355,7 +378,8 @@ points = ", ".join(f"{of['some_mean_difference']['value']:+.1f}" for of in draws
 print(f"answers of five random draws: {points} points")
 rows = {}
 for size in ("1k", "6k", "25k"):
-    rows[size] = [cell(other, f"against_lora_{size}_{where}", 1) for where in ("on_wikitext", "elsewhere")]
+    keys = (f"against_lora_{size}_{where}" for where in ("on_wikitext", "elsewhere"))
+    rows[size] = [cell(other, key, 1) for key in keys]
 print("\ncua against lora")
 print(pd.DataFrame(rows, ["on WikiText, %", "elsewhere, %"]).T)
 
