@@ -159,7 +159,7 @@ print("nats a word\n" + pd.DataFrame(rows, columns).T.to_string())
 # ## Other subjects in the same clothes
 #
 # All of this is encyclopaedia. An adapter could have learned what encyclopaedias talk about, and be able to show it only
-# in the spacing that it knows. Then other subjects would gain nothing by being dressed. **Recorded** ({download}`dressed.json
+# in the spacing that it knows. Then other subjects would gain little, dressed or not. **Recorded** ({download}`dressed.json
 # <results/dressed.json>`): up to 32 passages each of abstracts, school mathematics, fiction, exam questions in law, and
 # news, put into WikiText's spacing; the same adapters.
 
@@ -179,7 +179,10 @@ rows = {t: [cell(dressed_up, f"{m}_{t}_taken", 0) for m in FEW] for t in SUBJECT
 print("% of the price taken away\n" + pd.DataFrame(rows, FEW).T.to_string())
 
 # %% [markdown]
-# TODO
+# They gain as much. Blocks of 6k take 0.37 to 0.64 nats a word off dressed passages of all five (0.49 on WikiText),
+# and plain ones stay what they are, but for mathematics, which lose 0.2. On law, news, mathematics and fiction 82 to
+# 100 % of the price is gone, on WikiText itself 76 %. **The clothes are enough, whatever wears them:** what an adapter
+# learns on WikiText serves a novel or a law exam just as well, and only while they are dressed like WikiText.
 #
 # ## Every text
 #
@@ -403,9 +406,9 @@ print(pd.DataFrame(rows, ["on WikiText, %", "elsewhere, %"]).T)
 #
 # ## What we learned
 #
-# - **What blocks learn on WikiText is how WikiText is written.** In plain clothes the same articles gain 2 % at most. Three
-#   quarters of the price of the clothes are taken away by 6,138 parameters, nearly all by 25,920; a detokenizer has none
-#   and takes nearly all. DRESSED
+# - **What blocks learn on WikiText is how WikiText is written.** In plain clothes the same articles gain 2 % at most.
+#   Three quarters of the price of the clothes are taken away by 6,138 parameters, nearly all by 25,920; a detokenizer
+#   has none and takes nearly all. Law, news and novels gain as much as encyclopaedia, if they wear the same clothes.
 # - **On six other domains nothing is gained** in the mean by training on WikiText, whatever the method: blocks of the three
 #   sizes cost 2, 4 and 6 % there.
 # - **Adaptation as such works.** Trained on the text itself for 60 steps, 6,138 parameters lower its perplexity by 13 to
