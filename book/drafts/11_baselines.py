@@ -109,7 +109,7 @@ with attached(model, ADAPTERS / "baselines" / "lora" / "6k" / "seed0") as lora:
             w = module.base_layer.weight.detach().double()
             change = module.get_delta_weight("default").detach().double()
             outputs = torch.linalg.svd(change).U[:, 0]  # the combination that changes
-            longer = torch.linalg.norm(outputs @ (w + change)) / torch.linalg.norm(outputs @ w)
+            longer = (outputs @ (w + change)).norm() / (outputs @ w).norm()
             drawn = drawn_like(change, generator)
             cells = [left(w, change), left(w, drawn), longer.item()]
             rows[name.partition("layers.")[2]] = cells

@@ -45,6 +45,8 @@ if importlib.util.find_spec("cua") is None:
     sys.path.insert(0, "cua-book")
 
 # %%
+import textwrap
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -69,7 +71,8 @@ use_style()
 # them again:
 
 # %%
-article = "Ships\n\nThe '''Ise'''-class cost 1,000.5 yen (then); it wasn't cheap.\n\n==Fate==\n\nBoth sank.\n\n"
+article = "Ships\n\nThe '''Ise'''-class cost 1,000.5 yen (then); it wasn't cheap.\n\n"
+article += "==Fate==\n\nBoth sank.\n\n"
 print(to_wikitext(article))
 print(to_plain(to_wikitext(article)))
 
@@ -100,18 +103,18 @@ for clothes, run in (("plain", plain), ("wikitext", dressed)):
 
 # %%
 shown = zip(windows["wikitext"][1, :60], formatting[1], strict=False)
-for token, mark in shown:
-    print(f"[{tokenizer.decode(token)!r}]" if mark else tokenizer.decode(token), end="")
+pieces = ((tokenizer.decode(token), mark) for token, mark in shown)
+text = "".join(f"[{piece!r}]" if mark else piece for piece, mark in pieces)
+print(textwrap.fill(text, 88))
 on_formatting, on_words, _ = by_formatting(dressed)
 tokens = dressed["formatting_tokens"] / dressed["tokens"]
 gain = on_formatting / (on_formatting + on_words)
 print(f"\n{100 * tokens:.0f} % of the tokens have {100 * gain:.0f} % of the gain")
 
 # %% [markdown]
-# A sixth of the tokens have more than half of the gain. The other half is on words, and it would be wrong to call that
-# part language: in plain clothes the same words gain nothing. Where the base model is taken aback by ` @-@ ` or ` , `, it
-# doubts what follows as well, and it is such doubt that the adapter removes. So this is a rough split; that nothing is left
-# without the clothes is the stronger finding.
+# A sixth of the tokens have more than half of the gain. The other half is on words, which gain nothing in plain
+# clothes. Where the base model is taken aback by ` @-@ ` or ` , `, it doubts what follows as well, and it is such
+# doubt that the adapter removes. So this is a rough split.
 #
 # ## The price of the clothes
 #
@@ -218,7 +221,7 @@ print(pd.DataFrame(rows, ["% of the gain on them", "perplexity of the rest, %"])
 # %% [markdown]
 # The first and third rows against the second and fourth are the finding above once more. Dressed, blocks gain 15 to 29 %;
 # on the same articles in plain clothes they gain 2 % at most, with the smallest size, or nothing. LoRA of 1k gains 3 % there,
-# LoRA of 6k and 25k loses 12 to 28. VeRA alone keeps something: 4 % [2, 6] on plain WikiText and 3 % on plain Wikipedia.
+# LoRA of 6k and 25k loses 12 to 28. VeRA keeps something: 4 % [2, 6] on plain WikiText and 3 % on plain Wikipedia.
 #
 # The six domains are plain, and there blocks gain nothing: they lose up to 10 % on mathematics and code, at 1k nothing on
 # fiction and law, and larger ones, which gain more on WikiText, lose more here. LoRA of 6k costs more on every plain text
@@ -417,13 +420,13 @@ print(pd.DataFrame(rows, ["on WikiText, %", "elsewhere, %"]).T)
 #   orthogonal, or turns hidden states by a small angle, does not say what it will cost.
 # - Whoever reports a perplexity on WikiText should say which clothes it had, and measure one other text.
 #
-# **What this does not show.** One model, small, tuned for chat, and rounded to four bits: some of what is gained on plain
-# text may undo the one or the other. Rate, places and steps were chosen on WikiText, and the domains have 60 steps where
-# WikiText's own adapters have 240. Texts are short, and each comes from one source; what counts as price is by definition
-# all that is gained on a dressed text and not on a plain one. *Formatting* and *words* are told apart by a rule. Of methods
-# other than blocks and LoRA there is one adapter each, and LoRA of each size is one choice of place and rate; their order
-# could be another with other seeds. None of this is about larger models, which have seen more WikiText and read more out of
-# their context; the price of the clothes may be small there.
+# **What this does not show.** One model, small, tuned for chat, and rounded to four bits: some of what is gained on
+# plain text may undo the one or the other. Rate, places and steps were chosen on WikiText, and the domains have 60
+# steps where WikiText's own adapters have 240. Texts are short, and each comes from one source; what counts as price
+# is by definition all that is gained on a dressed text and not on a plain one. *Formatting* and *words* are told apart
+# by a rule. Of methods other than blocks and LoRA there is one adapter each, and LoRA of each size is one choice of
+# place and rate; their order could be another with other seeds. Larger models have seen more WikiText and read more
+# out of their context; their price may be smaller.
 #
 # ## Exercises
 #
