@@ -48,6 +48,7 @@ import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from scipy.stats import false_discovery_control
 
 from cua.experiments.benchmarks import (
@@ -93,14 +94,15 @@ for name, found in right.items():
     print(f"{name:12} {quote(mean_over_questions(found), 0)}")
 
 # %% [markdown]
-# *Draw 0* has the blocks of the adapter, each turned in a direction drawn at random, so far that the model's predictions
-# move as much as training moved them (by the mean divergence on Wikipedia articles; on questions it may differ). It knows
-# where the blocks sit, and has not learned which way to turn them.
+# *Draw 0* has the blocks of the adapter, each turned in a direction drawn at random, so far that the model's
+# predictions move as much as training moved them (by the mean divergence on Wikipedia articles; on questions it may
+# differ). It knows where the blocks sit, and has not learned which way to turn them.
 #
 # The interval says how far the score would move if other questions of the same kind had been drawn. It is wide, and
 # comparing two such intervals is the wrong test: both models saw the *same* questions, and agree on most. Only those
-# where they differ say something about the difference. If neither model were better, each of them would be a fair coin:
-# **McNemar's test** {cite}`mcnemar1947` is the two-sided binomial test of corrected against broken.
+# where they differ say something about the difference. If neither model were better, each of these would be as likely
+# corrected as broken: **McNemar's test** {cite}`mcnemar1947` is the two-sided binomial test of corrected against
+# broken.
 
 # %%
 for name in ("adapter", "draw 0"):
@@ -108,8 +110,8 @@ for name in ("adapter", "draw 0"):
     print(f"{name:12} corrects {corrected:2}, breaks {broken:2}   p = {p:.2g}")
 
 # %% [markdown]
-# Trained on WikiText, the adapter has become worse at analogies: two corrected, eleven broken. The draw corrects seven
-# and breaks six, more than the trained one corrects, and it has learned nothing.
+# Trained on WikiText, the adapter has become worse at analogies: two corrected, eleven broken. The draw, which has
+# learned nothing, corrects seven and breaks six.
 #
 # ## Question by question
 #
@@ -119,10 +121,12 @@ for name in ("adapter", "draw 0"):
 # <results/benchmarks_cua_25k.json>`), and low-rank ones for as many parameters, trained on the same text (chapter
 # [11](11_baselines); {download}`1k <results/benchmarks_lora_1k.json>`, {download}`6k
 # <results/benchmarks_lora_6k.json>`, {download}`25k <results/benchmarks_lora_25k.json>`); where nothing else is said,
-# the adapters of seed 0. Every second to twenty-fourth row of each benchmark, so that a model takes less than an hour
-# of a core; the base model answers all of ARC-Easy. MMLU is asked twice: with the options listed, for a letter, as the
-# paper does, and for the answer itself (the harness's "continuation"). HellaSwag is missing: its rows were not at hand
-# where this was recorded. First the base model, beside the score of the best constant answer:
+# the adapters of seed 0. Every second to twenty-fourth row of each benchmark (of TriviaQA out of a part), so that a
+# model takes less than an hour of a core; the base model answers all of ARC-Easy. On LAMBADA the last word of a passage
+# is to be found; on ARC-Easy, and MMLU asked for the answer, options are compared by their log-probability per
+# character (the harness's `acc_norm`). MMLU is asked twice: with the options listed, for a letter, and without them for
+# the answer itself (the harness's "continuation"). HellaSwag is missing: its rows were not at hand where this was
+# recorded. First the base model, beside the score of the best constant answer:
 
 # %%
 SAYS = {"arc_easy": "ARC-Easy", "boolq": "BoolQ", "lambada": "LAMBADA", "mmlu": "MMLU, letters"}
@@ -146,13 +150,13 @@ print(f"ARC-Easy, by the probability of the whole answer: {quote(base['headline'
 #
 # Is the harness set up rightly? The makers of the model publish zero-shot scores of their own evaluation, with other
 # prompts and other rules: 37.3 % as the mean of ARC's easy and hard questions, 40.9 % on HellaSwag, 29.3 % on MMLU
-# without the letters ([model card](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct)). Only the last can be set
-# beside a number above, and roughly. Somebody who tuned the same model ran the same harness, and reports 54.12 % on
+# without the letters ([model card](https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct)). Only the last can be
+# set beside a number above, and roughly. Somebody who tuned the same model ran the same harness, and reports 54.12 % on
 # ARC-Easy (`acc`) for what they began with
-# ([SLERP-Champion](https://huggingface.co/lldois/SmolLM2-135M-Reasoning-SLERP-Champion)); with 2,376 questions
-# that has a standard error of 1.0. Ours is lower, by more than chance. But the model of this book has weights
-# rounded to four bits; theirs were not. What does such a rounding cost? Ours cannot be undone, but it can be done once
-# more, with the groups of 32 weights that share a scale moved by half a group ({download}`benchmarks_rounded.json
+# ([SLERP-Champion](https://huggingface.co/lldois/SmolLM2-135M-Reasoning-SLERP-Champion)); with 2,376 questions that has
+# a standard error of 1.0. Ours is lower, by more than chance. But the model of this book has weights rounded to four
+# bits; theirs were not. What does such a rounding cost? Ours cannot be undone, but it can be done once more, with the
+# groups of 32 weights that share a scale moved by half a group ({download}`benchmarks_rounded.json
 # <results/benchmarks_rounded.json>`):
 
 # %%
@@ -162,9 +166,9 @@ for metric in ("acc", "acc_norm"):
     print(f"rounded once more: {quote(now, 1)}, {quote(difference, 1)} ({metric})")
 
 # %% [markdown]
-# So a rounding like that costs something by the rule that they used, between a small part of the difference and nearly all
-# of it, and by the other rule perhaps nothing. What else there is we cannot tell: the embedding was rounded as well, and
-# of their run we know neither versions nor precision.
+# So a rounding like that costs something by the rule that they used, between a small part of the difference and nearly
+# all of it, and by the other rule perhaps nothing. What else there is we cannot tell: the embedding was rounded as
+# well, and of their run we know neither versions nor precision.
 
 # %% tags=["hide-input"]
 SIZES = ("1k", "6k", "25k")
@@ -191,32 +195,37 @@ def table(rows: dict[str, list[tuple[np.ndarray, np.ndarray]]], columns: list[st
 # %%
 given = {model: answers(model) for model in MODELS}
 base_rows = answers("base", "cua_6k")
-table({says: [(base_rows[n], given[model][n]) for n in SAYS] for model, says in MODELS.items()}, list(SAYS.values()))
+rows = {}
+for model, says in MODELS.items():
+    rows[says] = [(base_rows[n], given[model][n]) for n in SAYS]
+table(rows, list(SAYS.values()))
 
 # %%
 KEYS = {"boolq_acc": "BoolQ", "boolq_balanced": "yes = no", "boolq_most": "most frequent"}
-KEYS |= {"triviaqa_silent": "TriviaQA, silent", "wikitext_word_perplexity": "WikiText, a word"}
+KEYS |= {"triviaqa_silent": "TriviaQA, silent"}
+KEYS |= {"wikitext_word_perplexity": "WikiText, a word"}
 print(" " * 11 + "".join(f"{says:>{max(8, len(says) + 2)}}" for says in KEYS.values()))
 for model, says in ({"base": "base model"} | MODELS).items():
     numbers = load_result(f"benchmarks_{model}")["headline"]
     print(f"{says:11}" + "".join(f"{numbers[k]['value']:{max(8, len(s) + 2)}.1f}" for k, s in KEYS.items()))
 
 # %% [markdown]
-# The largest count is LoRA's on BoolQ at 6k: 157 corrected, 87 broken, nearly thirteen points. It has learned to say "yes":
-# every second time now, where the base model did once in twenty. Give the questions whose answer is "yes" and those whose
-# answer is "no" the same weight ("yes = no"), and it stands at 52.2 %, the blocks at 52.1, the base model at 50.2, a coin at
-# 50. And all adapters answer more of TriviaQA, where the base model mostly ended its turn; hardly ever rightly.
+# The largest count is LoRA's on BoolQ at 6k: 157 corrected, 87 broken, nearly thirteen points. It has learned to say
+# "yes": every second time now, where the base model did once in twenty. Give the questions whose answer is "yes" and
+# those whose answer is "no" the same weight ("yes = no"), and it stands at 52.2 %, the blocks at 52.1, the base model
+# at 50.2, a coin at 50. And all adapters answer more of TriviaQA, where the base model mostly ended its turn; hardly
+# ever rightly.
 #
-# The last column is the harness's WikiText, perplexity for each *word*: the text of chapter 7, on which blocks and LoRA of
-# 6k gained a fifth, with WikiText's odd spacing taken out before the model is asked. A sixth of the blocks' gain is left at
-# 1k and nothing at 25k. LoRA keeps half of its small gain at 1k (31.9, base model 32.8), and at 6k and 25k it does
-# harm: 38.3 and 36.4, blocks 32.4 and 32.8. Chapter [12](12_domains) goes after that.
+# The last column is the harness's WikiText, perplexity for each *word*: the text of chapter 7, on which blocks and LoRA
+# of 6k gained a fifth, with WikiText's odd spacing taken out before the model is asked. A sixth of the blocks' gain is
+# left at 1k and nothing at 25k. LoRA keeps half of its small gain at 1k (31.9, base model 32.8), and at 6k and 25k it
+# does harm: 38.3 and 36.4, blocks 32.4 and 32.8. Chapter [12](12_domains) goes after that.
 #
 # Forty-two counts, and somewhere among them one will look like a find. So we said before an adapter was asked anything
 # which six would be tested: ARC-Easy and LAMBADA, the two that the model can answer and with the most questions, at
 # about 6,000 parameters; blocks and LoRA against the base model, and against each other. Benjamini and Yekutieli's
-# procedure {cite}`benjamini2001` adjusts every p: of those below 0.05, at most one in twenty should be false, however
-# the tests depend on each other.
+# procedure {cite}`benjamini2001` adjusts every p: of those below 0.05, on average at most one in twenty should be
+# false, however the tests depend on each other.
 
 # %%
 FAMILY = {(f"blocks 6k against {says}", n): (other[n], given["cua_6k"][n]) for n in ("arc_easy", "lambada") for says, other in (("base", base_rows), ("LoRA", given["lora_6k"]))}
@@ -228,13 +237,13 @@ for (says, name), (corrected, broken, _), p in zip(FAMILY, tests, adjusted, stri
     print(f"{SAYS[name]:9} {says:24} {corrected:4} : {broken:<4} adjusted p = {p:<8.2g} {quote(points, 1)}")
 
 # %% [markdown]
-# On LAMBADA, fiction, both gain, and the blocks gain more: 5.8 points and 2.2, and between the two 118 against 57 is
-# no accident of the questions. On ARC-Easy LoRA has lost 2.4 points, blocks perhaps nothing; between the two it is
-# undecided. Each is one training run, though: McNemar's test covers other questions, not other seeds (below). And at
-# 25k, not among the six, LoRA gains as much on LAMBADA as blocks do.
+# On LAMBADA, fiction, both gain, and the blocks gain more: 5.8 points and 2.2, and between the two 118 against 57 is no
+# accident of the questions. On ARC-Easy LoRA has lost 2.4 points, blocks perhaps nothing; but by the probability of the
+# whole answer (`acc`) LoRA is 1.3 points up [-0.7, 3.2]. Each is one training run, though: McNemar's test covers other
+# questions, not other seeds (below). And at 25k, not among the six, LoRA gains as much on LAMBADA as blocks do.
 #
-# Right or wrong is a coarse measure. How likely the right answer was, among the options of its question (on LAMBADA, of all
-# words), says more:
+# Right or wrong is a coarse measure. How likely the right answer was, among the options of its question (on LAMBADA, of
+# all words), says more:
 
 # %%
 names = ("arc_easy", "lambada", "mmlu_cloze")
@@ -242,7 +251,8 @@ print("log-probability of the right answer, change in nats")
 print(f"{'':14}" + "".join(f"{SAYS[n]:>24}" for n in names))
 for model, says in MODELS.items():
     numbers = load_result(f"benchmarks_{model}")["headline"]
-    cells = (quote(numbers[f"{n}_logprob_difference"], 2).replace(" nats", "") for n in names)
+    keys = (f"{n}_logprob_difference" for n in names)
+    cells = (quote(numbers[key], 2, with_unit=False) for key in keys)
     print(f"{says:14}" + "".join(f"{cell:>24}" for cell in cells))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of accuracy against the base model, in points, by benchmark. Blocks and LoRA of three sizes; bars: 95 % over questions (bootstrap).", "name": "fig-benchmarks"}, "image": {"alt": "Five groups of six points with intervals around a zero line, one group for each benchmark: change of accuracy for blocks and LoRA at three sizes."}}
@@ -267,13 +277,13 @@ plt.show()
 # LAMBADA is what gains, for both kinds of adapter and at every size, by two to six points. MMLU cannot be seen to move,
 # whichever way it is asked (by the letter: 8 questions of 1,171 at most, not shown). ARC-Easy goes both ways: down by
 # 2.0 points with blocks of 1k and 2.4 with LoRA of 6k, up by 1.0 with LoRA of 1k. What happens on BoolQ is the "yes"
-# from above, and analogies are lost with every adapter, least at 1k. The right answer did become likelier nearly
-# everywhere: where accuracy stays what it is, the model is wrong less surely.
+# from above; analogies are lost at 6k and 25k. The right answer did become likelier nearly everywhere: where accuracy
+# stays what it is, the model is wrong less surely.
 #
-# Is that training, or would any change of this size do the same? Five draws of random directions, each matched in how far
-# predictions move; our blocks of 6k with copied signs; and blocks for as many parameters that were placed and trained on
-# another text than WikiText, for 60 steps (chapter [12](12_domains)). They were asked half of the rows above, and so that
-# it is fair, only these count here:
+# Is that training, or would any change of this size do the same? Five draws of random directions, each matched to
+# blocks of 6k in how far predictions move (LoRA of 6k moves them nearly twice as far); our blocks of 6k with copied
+# signs; and blocks for as many parameters that were placed and trained on another text than WikiText, for 60 steps
+# (chapter [12](12_domains)). They were asked half of the rows above, and so that it is fair, only these count here:
 
 # %%
 COMPARED = {"cua_6k": "blocks 6k", "cua_6k_seed1": "  seed 1", "cua_6k_seed2": "  seed 2"}
@@ -290,27 +300,43 @@ for model, says in COMPARED.items():
             points = 100 * (corrected - broken) / len(before)
             cells.append(f"{points:+.1f} ({corrected}:{broken}){'*' if p < 0.05 else ' '}")
         else:
-            cells.append("")
+            cells.append("not asked ")
     print(f"{says:14}" + "".join(f"{cell:>18}" for cell in cells))
 
+# %%
+CIRCUITS = {f"cua_6k_{way}": f"circuits, {way}" for way in ("perfect", "noisy", "mitigated")}
+rows = []
+for model in COMPARED | CIRCUITS:
+    found = load_result(f"benchmarks_{model}")["headline"]
+    keys = (f"{name}_logprob_difference" for name in names)
+    rows.append([quote(found[k], 2, with_unit=False) if k in found else "" for k in keys])
+print("log-probability of the right answer, change in nats, on all rows that were asked")
+columns = [SAYS[name] for name in names]
+print(pd.DataFrame(rows, (COMPARED | CIRCUITS).values(), columns).to_string())
+
 # %% [markdown]
-# A star is a p of McNemar's test below 0.05, one by one, so two or three of these would have one by accident. Look at the
-# draws first: on BoolQ one gains 9.5 points (p = 0.002), more than twice what training gave there, and on LAMBADA four of
-# five lose 3 to 11 points (the first with p = 9e-10). None of them has learned anything. McNemar's test did not fail: these
-# models *are* different from the base model, beyond the choice of questions. It only cannot say why, and a direction drawn
-# by lot is as good a reason as a lesson. On BoolQ, where the base model says "no" to almost everything, saying "yes" a
-# little more often is all that it takes.
+# A star is a p of McNemar's test below 0.05, one by one, so two or three of these would have one by accident. Look at
+# the draws first: on BoolQ one gains 9.5 points (p = 0.002), more than twice what training gave there, and on LAMBADA
+# four of five lose 3 to 11 points (the first with p = 9e-10). None of them has learned anything. McNemar's test did not
+# fail: these models *are* different from the base model, beyond the choice of questions. It only cannot say why, and a
+# direction drawn by lot is as good a reason as a lesson. On BoolQ, where the base model says "no" to almost everything,
+# saying "yes" a little more often is all that it takes.
 #
 # So the comparison that matters is with other draws, not with the base model alone. On LAMBADA random directions give
 # -11.1 to +2.7 points, blocks that were trained +4.1 to +5.9 (three seeds and copied signs), LoRA +2.7 to +2.9. On
-# ARC-Easy training is within what the draws do; on MMLU's answers blocks are below all of them. Five draws are few,
-# though: were the trained adapter one more of them, it would come out first on a given benchmark once in six times.
+# ARC-Easy training is within what the draws do here (on all its rows, twice as many, LoRA's three seeds lose 2.4, 2.5
+# and 3.2 points, and blocks 0.7 to 1.4); on MMLU's answers blocks are below all of them. Five draws are few, though:
+# were the trained adapter one more of them, it would come out first on a given benchmark once in six times.
 #
-# Blocks that learned something else are the better control. Trained on worked answers to school mathematics, with a
-# quarter of the steps, they gain as much on LAMBADA as those trained on WikiText (74:29), and 12.1 points on BoolQ.
-# Trained on news they lose 6.2 on LAMBADA and gain 13.9 on BoolQ; trained on Wikipedia in plain clothes, nothing that
-# can be told from chance. So it is not what encyclopaedias say that helps with fiction. **What a benchmark gains by
-# training on a text says little of what the two have in common.**
+# By log-probability (second table) training and draws do separate: all five draws make the right answers of all three
+# benchmarks less likely, blocks and LoRA make them likelier, with every seed. It need not be knowledge: on ARC-Easy
+# and MMLU blocks that were trained on plain Wikipedia or mathematics gain as much.
+#
+# Another control are blocks that learned something else, one seed each. Trained on worked answers to school
+# mathematics, with a quarter of the steps, they gain as much on LAMBADA as those trained on WikiText (74:29), and 12.1
+# points on BoolQ. Trained on news they lose 6.2 on LAMBADA and gain 13.9 on BoolQ; trained on Wikipedia in plain
+# clothes, nothing that can be told from chance. So what helps with fiction need not come from an encyclopaedia. **What
+# a benchmark gains by training on a text says little of what the two have in common.**
 #
 # The paper shows two questions that were corrected. Here are **all** that blocks of 6,138 parameters corrected on MMLU,
 # asked for the answer, and all that they broke, by their row in its test split (`cais/mmlu`, `all`); where the hub or a
@@ -319,7 +345,8 @@ for model, says in COMPARED.items():
 # %% tags=["hide-output"]
 change = given["cua_6k"]["mmlu_cloze"] - base_rows["mmlu_cloze"]
 for says, way in (("corrected", 1), ("broken", -1)):
-    numbers = load_result("benchmarks_cua_6k")["config"]["every"]["mmlu_cloze"] * np.flatnonzero(change == way)
+    every = load_result("benchmarks_cua_6k")["config"]["every"]["mmlu_cloze"]
+    numbers = every * np.flatnonzero(change == way)
     print(textwrap.fill(f"{len(numbers)} {says}: {', '.join(map(str, numbers))}", 88))
 
 # %% [markdown]
@@ -328,8 +355,8 @@ for says, way in (("corrected", 1), ("broken", -1)):
 # **Recorded**, for a part of the questions: every block of the adapter of 6,138 parameters as a circuit, its signs read
 # from two settings, 8,192 shots for each block and token ({download}`perfect qubits
 # <results/benchmarks_cua_6k_perfect.json>`, {download}`a simulated Heron <results/benchmarks_cua_6k_noisy.json>`,
-# {download}`its average errors undone <results/benchmarks_cua_6k_mitigated.json>`). Each is compared with the base model, and
-# with the same blocks as matrices:
+# {download}`its average errors undone <results/benchmarks_cua_6k_mitigated.json>`). Each is compared with the base
+# model, and with the same blocks as matrices:
 
 # %%
 rows = {}
@@ -341,27 +368,29 @@ for device in ("perfect", "noisy", "mitigated"):
 table(rows, [SAYS[name] for name in ON_CIRCUITS if name in SAYS])
 
 # %% [markdown]
-# On perfect qubits hardly an answer differs from the matrices': 9 of 594 on ARC-Easy and 5 of 430 on LAMBADA, as likely for
-# the worse as for the better, so with this many shots they are no reason to fear for the answers. The noise of a simulated
-# Heron changes six to ten times as many (53 and 52), more for the worse than for the better, but not by more than chance
-# (22 : 31 and 20 : 32, p = 0.27 and 0.13). With average errors undone (chapter [5](05_noise)) 26 and 14 differ. So noise
-# changes answers, in both directions; whether it costs any cannot be told from so few.
+# On perfect qubits hardly an answer differs from the matrices': 9 of 594 on ARC-Easy and 5 of 430 on LAMBADA, as
+# likely for the worse as for the better, so with this many shots they are no reason to fear for the answers. The noise
+# of a simulated Heron changes six to ten times as many (53 and 52), more for the worse than for the better, but not by
+# more than chance (22 : 31 and 20 : 32, p = 0.27 and 0.13). With average errors undone (chapter [5](05_noise)) 26 and
+# 14 differ. The log-probabilities above are clearer: with noise the right answers become less likely than for the base
+# model; on perfect qubits, or with errors undone, what training gained is there. Of the 23 passages of LAMBADA that
+# matrices gain, noise leaves eleven.
 #
 # ## Two questions
 #
 # The paper follows two questions of MMLU: *Which of the jovian planets have rings?*, for which the base model says
-# "Saturn" and the adapted one "all of the above", and *Gene flow between populations results in ...*. Our model is sixty
-# times smaller. We put the same questions to it, with the four options listed as the harness does, in two ways: asking for
-# the letter, as the paper does, and for the answer itself (by its probability as a whole, so that short ones have it
-# easier). A model that says "A" to everything is right wherever the right answer stands
-# first, so every question is asked with its options in all 24 orders. To sample an answer at temperature $T$ is to draw
-# each of its tokens with probability $\operatorname{softmax}(z/T)$, $z$ being the logits, so nothing needs to be sampled:
-# the chance of every option can be computed. What is shown is the right one's share of the four. **Recorded**
-# ({download}`two_questions.json <results/two_questions.json>`): the base model; ours and LoRA of three sizes, five seeds
-# each; and blocks in ten random directions, twice: turned as far as the trained ones, and, as the draws above, so far that
-# predictions move as much ("matched").
+# "Saturn" and the adapted one "all of the above", and *Gene flow between populations results in ...*. Our model is
+# sixty times smaller. We put the same questions to it, with the four options listed as the harness does, in two ways:
+# asking for the letter, and for the answer itself (by its probability as a whole, so that short ones have it easier). A
+# model that says "A" to everything is right wherever the right answer stands first, so every question is asked with its
+# options in all 24 orders. To sample an answer at temperature $T$ is to draw each of its tokens with probability
+# $\operatorname{softmax}(z/T)$, $z$ being the logits, so nothing needs to be sampled: the chance of every option can be
+# computed. What is shown is the right one's share of the four (which together are rarely what this model would say:
+# next table, last line). **Recorded** ({download}`two_questions.json <results/two_questions.json>`): the base model;
+# ours and LoRA of three sizes, five seeds each; and blocks in ten random directions, twice: turned as far as the
+# trained ones, and, as the draws above, so far that predictions move as much ("matched").
 
-# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: probability of the right option among four, against the sampling temperature, for both questions and both ways to ask. Bars: 95 % for the mean of five seeds; of the ten drawn ones, the smallest and the largest.", "name": "fig-two-questions"}, "image": {"alt": "Four small panels, two questions by two ways of asking; lines for the base model, blocks and LoRA of about 6,000 parameters and random adapters over the temperature."}}
+# %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: share of the right option among the four, against the sampling temperature, for both questions and both ways to ask. Bars: 95 % for the mean of five seeds; of the ten drawn ones, the smallest and the largest.", "name": "fig-two-questions"}, "image": {"alt": "Four small panels, two questions by two ways of asking; lines for the base model, blocks and LoRA of about 6,000 parameters and random adapters over the temperature."}}
 asked = load_result("two_questions")
 temperatures = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 lines = {"base": ("base", "base"), "cua_6k": ("blocks 6k", "exact"), "lora_6k": ("LoRA 6k", "highlight")}
@@ -378,7 +407,7 @@ for row, question in zip(axes, ("rings", "gene_flow"), strict=True):
         ax.set_ylim(0, 100)
 axes[0, 0].legend(fontsize=8)
 fig.supxlabel("sampling temperature")
-fig.supylabel("probability of the right option (%)")
+fig.supylabel("share of the right option among the four (%)")
 plt.show()
 
 # %%
@@ -420,46 +449,48 @@ for label, question in asked["config"]["asked"].items():
             print(f"{star} {textwrap.shorten(option, 44):44}" + "".join(f"{100 * share[i]:8.1f}" for share in shares))
 
 # %% [markdown]
-# Asked for the letter, all of them choose a letter and not an answer: over the 24 orders every option has its quarter, or
-# nearly. Asked for the answer, the base model has "Saturn" first in every order, which is what the paper's, sixty times
-# larger, said. It does not come right by training: blocks of 6k do not have the right answer first in a single order, with
-# none of five seeds, and on gene flow they are further from it than the base model (11 % [9, 14] at temperature 1, base
-# model 21). Blocks of 1k have "all of the above" first in 14 % of the orders, LoRA of 6k makes the right answer to gene
-# flow likelier (33 % [26, 41]), and no seed of either has it first in most orders. By temperature nothing can be had for
-# certain: at 0.25 LoRA has the right answer to gene flow every second time, at 1.5 hardly ever. Above 1 the shortest
-# answer wins, since every token of an answer becomes less probable, and neither right one is the shortest.
+# Asked for the letter, all of them choose a letter and not an answer: over the 24 orders every option has its quarter,
+# or nearly. Asked for the answer, the base model has "Saturn" first in every order, which is what the paper's, sixty
+# times larger, said. It does not come right by training: blocks of 6k do not have the right answer first in a single
+# order, with none of five seeds, and on gene flow they are further from it than the base model (11 % [9, 14] at
+# temperature 1, base model 21). Blocks of 1k have "all of the above" first in 14 % of the orders, LoRA of 6k makes the
+# right answer to gene flow likelier (33 % [26, 41]), and no seed of either has it first in most orders. By temperature
+# nothing can be had for certain: at 0.25 the right answer to gene flow has half of LoRA's share, at 1.5 hardly any.
+# Above 1 the shortest answer wins, since every token of an answer becomes less probable, and neither right one is the
+# shortest.
 #
-# Now to the ten that learned nothing. Turned as far as training turned the blocks (which moves predictions twice as far),
-# **two of ten random directions correct the question on rings**, one of them in all 24 orders, **and two others that on
-# gene flow**; with predictions that move no more than by training, one of those still corrects the second. None corrects
+# Now to the ten that learned nothing. Turned as far as training turned the blocks (which moves predictions twice as
+# far), **two of ten random directions correct the question on rings** (have it right in more than half of the orders),
+# one of them in all 24, **and two others that on gene flow**, where the base model is right in a quarter; with
+# predictions that move no more than by training, one of those still corrects the second, none the first. None corrects
 # both, as the paper's adapter did, and asked for the letter none corrects either. But any of these could be shown, with
 # the question that it corrects, in the same table as the paper's, and nobody would see from it that there was nothing
 # to see.
 #
 # ## What we learned
 #
-# - **A corrected question is not evidence.** It takes both directions, all questions, and something to compare with that
-#   learned nothing: random directions correct either of the paper's questions, if not both, and one of five gains 9.5 points
-#   on 273 questions of BoolQ with p = 0.002.
+# - **A corrected question is not evidence.** It takes both directions, all questions, and something to compare with
+#   that learned nothing: random directions, turned as far as trained ones, correct either of the paper's questions, if
+#   not both, and one of five matched ones gains 9.5 points on 273 questions of BoolQ with p = 0.002.
 # - **Blocks of 6k help this model on LAMBADA**, by four to six points with each of three seeds: more than LoRA's two
 #   to three, and more than five of five random directions. At 25k LoRA gains as much, and IA³ of 6k more (chapter
-#   [11](11_baselines)). But blocks trained on school mathematics gain as much, those trained on plain Wikipedia
-#   nothing: it is no use of what WikiText says.
-# - **Elsewhere nothing is won that can be told from chance or from saying "yes".** MMLU cannot be seen to move,
-#   ARC-Easy goes down rather than up, and analogies are lost.
-# - **Perplexity of WikiText as it stands does not tell.** Blocks and LoRA of 6k lower it by the same fifth, and differ by
-#   three and a half points on LAMBADA. Without WikiText's spacing hardly anything of it is left to the one, and the other
-#   does harm.
-# - **Shots do not matter for answers; noise changes them**, in both directions: on perfect qubits one or two answers in a
-#   hundred differ from those of the matrices, with a simulated Heron's noise about ten, with average errors undone about
-#   four.
+#   [11](11_baselines)). But blocks trained on school mathematics gain as much.
+# - **Elsewhere no accuracy is won that can be told from chance or from saying "yes".** MMLU cannot be seen to move,
+#   ARC-Easy goes down or stays, depending on the rule, and analogies are lost. Right answers do become likelier, where
+#   random directions make them less likely.
+# - **Perplexity of WikiText as it stands does not tell.** Blocks and LoRA of 6k lower it by the same fifth, and differ
+#   by three and a half points on LAMBADA. Without WikiText's spacing blocks keep hardly anything of it, and LoRA does
+#   harm.
+# - **Shots do not matter for answers; raw noise does**: on perfect qubits one or two answers in a hundred differ from
+#   those of the matrices, with a simulated Heron's noise about ten, and right answers become less likely than without
+#   any adapter; with average errors undone about four differ, and that is mended.
 #
-# **What this does not show.** One small model, and a part of each benchmark: a change of one or two points is within what
-# other questions would give. All but ARC-Easy and LAMBADA is one seed, circuits included, and three seeds against three
-# cannot give a p below 0.1. Nothing was asked with examples in the prompt, nor in the chat that this model was tuned for.
-# HellaSwag was not at hand. That a model of 8 billion parameters gains nothing on MMLU by such blocks does not follow: it
-# knows more that could be brought out. And nothing here is evidence for or against running them on a quantum processor:
-# the answers are those of the matrices.
+# **What this does not show.** One small model, and a part of each benchmark: a change of one or two points is within
+# what other questions would give. All but ARC-Easy and LAMBADA is one seed, circuits included, and a rank test of
+# three seeds against three cannot give a p below 0.1. Draws were matched to blocks of 6k only, and not asked the
+# analogies but for one. Nothing was asked with examples in the prompt, nor in the chat that this model was tuned for.
+# HellaSwag was not at hand. A model of 8 billion parameters knows more that such blocks could bring out. And nothing
+# here is evidence for running them on a quantum processor: at best the answers are those of the matrices.
 #
 # ## Exercises
 #
@@ -467,14 +498,14 @@ for label, question in asked["config"]["asked"].items():
 # broken 30?
 #
 # ```{dropdown} Solution
-# `corrected_and_broken([0] * 9 + [1] * 3, [1] * 9 + [0] * 3)` gives 0.15; ten times as many, about 3e-8. The same rate of three to
-# one, with and without the evidence.
+# `corrected_and_broken([0] * 9 + [1] * 3, [1] * 9 + [0] * 3)` gives 0.15; ten times as many, about 4e-8. The same rate
+# of three to one, with and without the evidence.
 # ```
 #
 # **2.** Somebody reports the two best of 14,042 questions. Suppose that an adapter changes the answer of every tenth
 # question at random: how many would it correct, if the base model is right on one in four and a changed answer as well?
 #
 # ```{dropdown} Solution
-# 1,404 change. Of those the base model had wrong, three quarters, one in three or so of the changed answers is right: some
-# 350 corrected questions to choose from, and as many broken ones.
+# 1,404 change. The base model was wrong on three quarters of them, 1,053, and another option is right one time in
+# three: 351 corrected questions to choose from. It was right on the other 351, and all of those break.
 # ```

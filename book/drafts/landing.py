@@ -70,8 +70,8 @@ Does it help? Most of the gain is how WikiText is written, not what it says: wit
 the same articles changes by {P1} % <!-- forgetting.cua_1k_on_wikitext_in_plain -->, {P6} % <!-- forgetting.cua_6k_on_wikitext_in_plain --> and {P25} % <!-- forgetting.cua_25k_on_wikitext_in_plain -->
 with the three sizes, and that of six other domains rises by {E1} % <!-- forgetting.cua_1k_elsewhere -->, {E6} % <!-- forgetting.cua_6k_elsewhere --> and
 {E25} % <!-- forgetting.cua_25k_elsewhere --> ([chapter 12](12_domains)). Of benchmark questions, blocks of 6,138 parameters correct about as many
-as they break, but for LAMBADA, where they gain four to six points; and random blocks correct the paper's two questions, too,
-if not both at once ([chapter 10](10_benchmarks)).
+as they break, but for LAMBADA, where they gain four to six points; and random directions, turned as far, correct the
+paper's two questions, too, if not both at once ([chapter 10](10_benchmarks)).
 """,
         ),
     ],
