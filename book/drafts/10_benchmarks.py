@@ -274,11 +274,11 @@ ax.legend(ncols=2, fontsize=8)
 plt.show()
 
 # %% [markdown]
-# LAMBADA is what gains, for both kinds of adapter and at every size, by two to six points. MMLU cannot be seen to move,
-# whichever way it is asked (by the letter: 8 questions of 1,171 at most, not shown). ARC-Easy goes both ways: down by
-# 2.0 points with blocks of 1k and 2.4 with LoRA of 6k, up by 1.0 with LoRA of 1k. What happens on BoolQ is the "yes"
-# from above; analogies are lost at 6k and 25k. The right answer did become likelier nearly everywhere: where accuracy
-# stays what it is, the model is wrong less surely.
+# LAMBADA is what gains, for both kinds of adapter and at every size, by two to six points. MMLU cannot be seen to
+# move, whichever way it is asked (by the letter: 8 questions of 1,171 at most, not shown). ARC-Easy goes both ways:
+# down by 2.0 points with blocks of 1k and 2.4 with LoRA of 6k, up by 1.0 with LoRA of 1k. What happens on BoolQ is the
+# "yes" from above; analogies are lost with blocks of 6k and 25k and with LoRA of 25k. The right answer did become
+# likelier nearly everywhere: where accuracy stays what it is, the model is wrong less surely.
 #
 # Is that training, or would any change of this size do the same? Five draws of random directions, each matched to
 # blocks of 6k in how far predictions move (LoRA of 6k moves them nearly twice as far); our blocks of 6k with copied
