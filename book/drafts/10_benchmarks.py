@@ -19,7 +19,7 @@
 # The paper shows two exam questions that its adapter answers rightly and the base model wrongly. How many does an
 # adapter correct, how many does it break, and is a corrected question evidence of anything?
 #
-# *You need:* chapters [3](03_training) and [7](07_wikitext). *Run time:* about 90 seconds. *Numbers here are* **live**
+# *You need:* chapters [3](03_training) and [7](07_wikitext). *Run time:* about 60 seconds. *Numbers here are* **live**
 # *or* **recorded**; *the* **paper**'s *two questions were put to a far larger model.*
 # ```
 #

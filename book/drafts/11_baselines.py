@@ -19,7 +19,7 @@
 # Blocks that run on a quantum computer are one way to spend a thousand, six thousand or twenty-six thousand parameters.
 # What do the usual adapters buy for as many, trained on the same text?
 #
-# *You need:* chapters [3](03_training) and [7](07_wikitext). *Run time:* about 60 seconds. *Numbers here are* **live**
+# *You need:* chapters [3](03_training) and [7](07_wikitext). *Run time:* about 20 seconds. *Numbers here are* **live**
 # *or* **recorded**; *the* **paper** *compares with no other adapter.*
 # ```
 #

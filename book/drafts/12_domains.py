@@ -19,7 +19,7 @@
 # Adapters trained on WikiText lower WikiText's perplexity. Do they help on other text: medicine, mathematics, code,
 # fiction, law, news? And what have they learned: what WikiText says, or how it is written?
 #
-# *You need:* chapters [3](03_training) and [7](07_wikitext). *Run time:* about 60 seconds. *Numbers here are* **live**
+# *You need:* chapters [3](03_training) and [7](07_wikitext). *Run time:* about 40 seconds. *Numbers here are* **live**
 # *or* **recorded**; *the* **paper** *reports no other text.*
 # ```
 #

@@ -52,9 +52,9 @@ edit(
             """loss comes back, and how much of that is recovery? | 40 s |
 """,
             """loss comes back, and how much of that is recovery? | 40 s |
-| [10 Benchmarks](10_benchmarks) | Which answers do adapters correct, which do they break, and is that evidence? | 90 s |
-| [11 Baselines](11_baselines) | What do LoRA and its relatives buy for as many parameters? | 60 s |
-| [12 Domains](12_domains) | Do adapters help on other text, and what have they learned from theirs? | 60 s |
+| [10 Benchmarks](10_benchmarks) | Which answers do adapters correct, which do they break, and is that evidence? | 60 s |
+| [11 Baselines](11_baselines) | What do LoRA and its relatives buy for as many parameters? | 20 s |
+| [12 Domains](12_domains) | Do adapters help on other text, and what have they learned from theirs? | 40 s |
 """,
         ),
         (
