@@ -92,6 +92,7 @@ def _digests(data: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def seeds_of(method: str) -> tuple[int, ...]:
+    """Five seeds, or the first three of them."""
     return SEEDS if method in FIVE_SEEDS else SEEDS[:3]
 
 
@@ -117,7 +118,7 @@ def headline(runs: dict[str, Any], ours: dict[str, dict[str, Any]]) -> dict[str,
             numbers[f"{name}_{label}_parameters"] = point(seeds[0]["parameters"], "parameters")
             numbers[f"{name}_{label}_change"] = change_over_seeds_and_text([[(run, base) for run in seeds]])
         for (name, own), (method, seeds) in itertools.product(mine.items(), methods.items()):
-            pairs = list(zip(own, seeds, strict=False))  # ours have five seeds, some methods three
+            pairs = list(zip(own[: len(seeds)], seeds, strict=True))  # ours have five seeds, some methods three
             numbers[f"{name}_against_{method}_{label}"] = change_over_seeds_and_text([pairs])
     return numbers
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from cua.experiments.domains import corpus
+from cua.experiments.domains import ELSEWHERE, corpus, spread
 from cua.experiments.protocol import mean_interval
 from cua.experiments.record import ADAPTERS, Record, adapter_digests
 from cua.experiments.trained import WIKITEXT, attached, trained_on_wikitext
@@ -24,7 +24,7 @@ from cua.llm.models import identity, load_model
 
 SEEDS, MOST = (0, 1, 2), 512  # tokens of a dressed passage at most
 CLOTHES = ("dressed", "plain")
-SUBJECTS = ("biomedicine", "mathematics", "fiction", "law", "news")
+SUBJECTS = tuple(domain for domain in ELSEWHERE if domain != "code")  # which a tokenizer of prose would take apart
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,8 @@ class Study:
     def asked(self, tokenizer: PreTrainedTokenizerBase, tests: dict[str, Corpus]) -> dict[str, list[dict[str, str]]]:
         """Passages by text."""
         found = {name: passages(tokenizer, test.documents) for name, test in tests.items()}
-        if self.documents is None:
-            return found
         return {
-            name: [every[i] for i in np.linspace(0, len(every) - 1, min(self.documents, len(every))).astype(int)]
-            for name, every in found.items()
+            name: [every[i] for i in spread(torch.arange(len(every)), self.documents)] for name, every in found.items()
         }
 
     def run(self) -> dict[str, Any]:

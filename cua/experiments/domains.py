@@ -75,7 +75,7 @@ def _runs(document: str) -> set[tuple[str, ...]]:
 
 def cut(tokenizer: PreTrainedTokenizerBase, text: Corpus, most: int | None = None) -> Tensor:
     """Windows of a corpus, spread evenly where there are more than ``most``."""
-    return _spread(windows(tokenizer, text.text, TRAIN_WINDOW), most)
+    return spread(windows(tokenizer, text.text, TRAIN_WINDOW), most)
 
 
 def cut_formatting(tokenizer: PreTrainedTokenizerBase, text: Corpus, most: int | None = None) -> Tensor:
@@ -86,10 +86,11 @@ def cut_formatting(tokenizer: PreTrainedTokenizerBase, text: Corpus, most: int |
     marks = formatting(text.text)
     spans = tokenizer(text.text, add_special_tokens=False, verbose=False, return_offsets_mapping=True).offset_mapping
     found = [any(marks[a:b]) and not any(c.isalnum() for c in text.text[a:b]) for a, b in spans]
-    return _spread(torch.tensor(found[: len(found) // TRAIN_WINDOW * TRAIN_WINDOW]).view(-1, TRAIN_WINDOW), most)
+    return spread(torch.tensor(found[: len(found) // TRAIN_WINDOW * TRAIN_WINDOW]).view(-1, TRAIN_WINDOW), most)
 
 
-def _spread(rows: Tensor, most: int | None) -> Tensor:
+def spread(rows: Tensor, most: int | None) -> Tensor:
+    """Rows, at most ``most`` of them, evenly from the first to the last."""
     if most is None or len(rows) <= most:
         return rows
     return rows[torch.linspace(0, len(rows) - 1, most).long()]
