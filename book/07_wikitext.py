@@ -357,7 +357,7 @@ _ = adapter.detach()
 
 # %% [markdown]
 # On this text the adapter gains little: how much of what it learned is WikiText's subject matter, and how much its
-# spacing, is a question still open here. Perfect circuits give what the matrices give, up to shots. Raw noise costs
+# spacing, is the question of chapter [12](12_domains). Perfect circuits give what the matrices give, up to shots. Raw noise costs
 # many times the gain. Sparing one token in 256 takes away nearly half of that cost, undoing average errors nearly all
 # of it. Two windows illustrate, they do not measure; but whoever runs such blocks on a processor should leave the first
 # token to the classical computer: it is the same place in every text, and it costs nothing.
@@ -396,7 +396,7 @@ _ = adapter.detach()
 # text, sixty steps and one seed a cell, all at one rate: what learns more slowly may come out too low. On circuits one
 # seed was run, on a quarter of the text, with mitigation that knows the calibration exactly. Only the base model, and
 # not another kind of adapter, stands beside these figures: low-rank adapters (LoRA) and their relatives at equal
-# parameters are still to be compared. The circuits are simulated, and nothing here is faster or better for being run on
+# parameters come in chapter [11](11_baselines). The circuits are simulated, and nothing here is faster or better for being run on
 # a quantum processor.
 #
 # ## Exercises
