@@ -228,8 +228,10 @@ for model, says in ({"base": "base model"} | MODELS).items():
 # false, however the tests depend on each other.
 
 # %%
-FAMILY = {(f"blocks 6k against {says}", n): (other[n], given["cua_6k"][n]) for n in ("arc_easy", "lambada") for says, other in (("base", base_rows), ("LoRA", given["lora_6k"]))}
-FAMILY |= {("LoRA 6k against base", n): (base_rows[n], given["lora_6k"][n]) for n in ("arc_easy", "lambada")}
+PAIRS = {"blocks 6k against base": (base_rows, given["cua_6k"])}
+PAIRS |= {"blocks 6k against LoRA": (given["lora_6k"], given["cua_6k"])}
+PAIRS |= {"LoRA 6k against base": (base_rows, given["lora_6k"])}
+FAMILY = {(k, n): (a[n], b[n]) for n in ("arc_easy", "lambada") for k, (a, b) in PAIRS.items()}
 tests = [corrected_and_broken(*pair) for pair in FAMILY.values()]
 adjusted = false_discovery_control([p for _, _, p in tests], method="by")
 for (says, name), (corrected, broken, _), p in zip(FAMILY, tests, adjusted, strict=True):

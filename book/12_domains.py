@@ -168,13 +168,13 @@ print("nats a word\n" + pd.DataFrame(rows, columns).T.to_string())
 
 # %%
 dressed_up = load_result("dressed")["headline"]
-rows = {}
-for text in SUBJECTS:
-    keys = [f"{text}_price", *(f"cua_6k_{text}_{way}" for way in WAYS)]
-    keys += [f"lora_6k_{text}_{way}" for way in WAYS]
-    rows[text] = [cell(dressed_up, key, 2) for key in keys]
-columns = ["price", "cua_6k, dressed", "plain", "lora_6k, dressed", "plain"]
-print("nats a word\n" + pd.DataFrame(rows, columns).T.to_string())
+for model in ("cua_6k", "lora_6k"):
+    rows = {}
+    for text in SUBJECTS:
+        keys = [f"{text}_price", *(f"{model}_{text}_{way}" for way in WAYS)]
+        rows[text] = [cell(dressed_up, key, 2) for key in keys]
+    columns = ["price", "change dressed", "change plain"]
+    print(f"{model}, nats a word\n" + pd.DataFrame(rows, columns).T.to_string())
 
 # %%
 FEW = ("cua_1k", "cua_6k", "cua_25k", "lora_1k")
