@@ -60,7 +60,7 @@ from cua.experiments.benchmarks import (
     unpacked,
 )
 from cua.experiments.paired import corrected_and_broken, mean_over_questions
-from cua.experiments.record import ADAPTERS, load_result, quote
+from cua.experiments.record import ADAPTERS, cell, load_result, quote
 from cua.experiments.trained import WIKITEXT, attached
 from cua.llm.benchmarks import benchmark, rows_of
 from cua.llm.models import load_model
@@ -254,8 +254,8 @@ print(f"{'':14}" + "".join(f"{SAYS[n]:>24}" for n in names))
 for model, says in MODELS.items():
     numbers = load_result(f"benchmarks_{model}")["headline"]
     keys = (f"{n}_logprob_difference" for n in names)
-    cells = (quote(numbers[key], 2, with_unit=False) for key in keys)
-    print(f"{says:14}" + "".join(f"{cell:>24}" for cell in cells))
+    cells = (cell(numbers[key]) for key in keys)
+    print(f"{says:14}" + "".join(f"{text:>24}" for text in cells))
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of accuracy against the base model, in points, by benchmark. Blocks and LoRA of three sizes; bars: 95 % over questions (bootstrap).", "name": "fig-benchmarks"}, "image": {"alt": "Five groups of six points with intervals around a zero line, one group for each benchmark: change of accuracy for blocks and LoRA at three sizes."}}
 fig, ax = plt.subplots()
@@ -303,7 +303,7 @@ for model, says in COMPARED.items():
             cells.append(f"{points:+.1f} ({corrected}:{broken}){'*' if p < 0.05 else ' '}")
         else:
             cells.append("not asked ")
-    print(f"{says:14}" + "".join(f"{cell:>18}" for cell in cells))
+    print(f"{says:14}" + "".join(f"{text:>18}" for text in cells))
 
 # %%
 CIRCUITS = {f"cua_6k_{way}": f"circuits, {way}" for way in ("perfect", "noisy", "mitigated")}
@@ -311,7 +311,7 @@ rows = []
 for model in COMPARED | CIRCUITS:
     found = load_result(f"benchmarks_{model}")["headline"]
     keys = (f"{name}_logprob_difference" for name in names)
-    rows.append([quote(found[k], 2, with_unit=False) if k in found else "" for k in keys])
+    rows.append([cell(found[key]) if key in found else "" for key in keys])
 print("log-probability of the right answer, change in nats, on all rows that were asked")
 columns = [SAYS[name] for name in names]
 print(pd.DataFrame(rows, (COMPARED | CIRCUITS).values(), columns).to_string())
@@ -423,8 +423,8 @@ for model in ("base", *WIKITEXT, "random", "matched"):
             of_model = (key for key in asked["runs"] if key.split("/")[0] == model)
             runs = [asked["runs"][key][label][way]["first"] for key in of_model]
             first = np.array(runs)[:, answer]
-            cell = f"{100 * first.mean():.0f} ({(first > 0.5).sum()} of {len(first)})"
-            print(f"{cell:>18}", end="")
+            text = f"{100 * first.mean():.0f} ({(first > 0.5).sum()} of {len(first)})"
+            print(f"{text:>18}", end="")
     print()
 for model in ("cua_6k", "lora_6k", "random", "matched"):
     print(f"{NAMED[model]:15} moves predictions by {quote(asked['headline'][f'{model}_kl'], 3)}")

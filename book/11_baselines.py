@@ -66,7 +66,7 @@ from cua.experiments.baseline_selection import BUDGETS
 from cua.experiments.benchmarks import SOME, same_questions, unpacked
 from cua.experiments.paired import mean_over_questions
 from cua.experiments.protocol import percent_change
-from cua.experiments.record import ADAPTERS, load_result, quote
+from cua.experiments.record import ADAPTERS, cell, load_result
 from cua.experiments.trained import attached
 from cua.llm.models import load_model
 from cua.plotting import COLOURS, interval, use_style
@@ -194,10 +194,9 @@ print(table)
 #
 # **Recorded** ({download}`baselines.json <results/baselines.json>`): 240 steps, one window each, on the same text, WikiText-2's
 # validation split; measured on every fourth window of its test split (so our changes differ a little from chapter
-# [7](07_wikitext)'s, on all of it). Five seeds for blocks, for LoRA, and for VeRA at the smallest size, where it was the best
-# of PEFT on validation text; three for the others. *Copied signs*: our blocks read as the paper does, magnitudes from the circuit and signs
-# from the input (chapter [3](03_training)). The 95 % intervals combine the spread over seeds and over text. (A seed is the
-# order of the training windows and, where it is random, the start. Places and rates are those of seed 0.)
+# [7](07_wikitext)'s, on all of it). Five seeds each. *Copied signs*: our blocks read as the paper does, magnitudes from the
+# circuit and signs from the input (chapter [3](03_training)). The 95 % intervals combine the spread over seeds and over text.
+# (A seed is the order of the training windows and, where it is random, the start. Places and rates are those of seed 0.)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of WikiText-2 test perplexity (lower is better) against trained parameters, logarithmic. Bars: 95 % for other seeds and other text.", "name": "fig-baselines"}, "image": {"alt": "Eight lines over three sizes: change of test perplexity for our blocks, with exact and copied signs, for five methods of PEFT and for chosen scales."}}
 baselines = load_result("baselines")["headline"]
@@ -225,20 +224,18 @@ ax.legend(ncols=2, fontsize=8)
 plt.show()
 
 # %%
-def cell(headline: dict, name: str, digits: int = 1) -> str:
-    """A recorded number and its interval, if there is one by that name."""
-    return quote(headline[name], digits, with_unit=False) if name in headline else ""
-
-
-# %%
+OURS = {"cua_exact": "blocks to it, %", "cua_sign_constrained": "copied signs to it"}
 rows = {}
 for size in BUDGETS:
     for name, (says, *_) in SHOWN.items():
-        keys = [f"{name}_{size}_change", f"cua_exact_against_{name}_{size}"]
-        keys += [f"cua_sign_constrained_against_{name}_{size}"]
-        rows[size, says] = [cell(baselines, f"{name}_{size}_parameters", 0)]
-        rows[size, says] += [cell(baselines, key) for key in keys]
-columns = ["number", "change, %", "blocks to it, %", "copied signs to it"]
+        keys = () if name in OURS else (f"{our}_against_{name}_{size}" for our in OURS)
+        against = [cell(baselines[key], 1) for key in keys] or ["", ""]
+        number = cell(baselines[f"{name}_{size}_parameters"], 0)
+        change = cell(baselines[f"{name}_{size}_change"], 1)
+        rows[size, says] = [number, change, *against]
+
+# %%
+columns = ["number", "change, %", *OURS.values()]
 print(pd.DataFrame(rows, columns).T.to_string())
 
 # %% [markdown]
@@ -251,7 +248,7 @@ print(pd.DataFrame(rows, columns).T.to_string())
 # that were chosen without: with them blocks are level with VeRA at the smallest size and behind LoRA at the others.
 #
 # One row again, with WikiText from the hub or a copy, in ten to thirty minutes: `python -m cua.experiments baselines --again
-# lora/6k/seed0` trains and measures in a copy of what is recorded, and prints both perplexities.
+# lora/6k/seed0` trains, measures, and prints both perplexities; the record stays as it is.
 #
 # ## Both sides of a projection
 #
@@ -276,7 +273,7 @@ print(pd.DataFrame(rows, [f"{size}, %" for size in SIDES]).T.round(2))
 # %%
 keys = {"change": "test, %", "against_inputs": "against inputs alone, %"}
 keys |= {"against_lora": "against LoRA, %"}
-rows = {size: [cell(sides, f"{size}_{key}") for key in keys] for size in SIDES}
+rows = {size: [cell(sides[f"{size}_{key}"], 1) for key in keys] for size in SIDES}
 print(pd.DataFrame(rows, keys.values()).T)
 
 # %% [markdown]
@@ -297,7 +294,7 @@ print(pd.DataFrame(rows, keys.values()).T)
 cost, rows = load_result("baseline_cost")["headline"], {}
 for method in ("cua", *METHODS):
     keys = (f"{method}_{key}" for key in ("forward", "step", "memory"))
-    rows[method] = [cell(cost, key, 2) for key in keys]
+    rows[method] = [cell(cost[key]) for key in keys]
 print(pd.DataFrame(rows, ["forward / bare", "step / blocks", "memory / blocks"]).T)
 
 # %% [markdown]
@@ -316,7 +313,7 @@ for method in ("cua", *METHODS):
     after = same_questions(asked, SOME)["lambada"]["acc"]
     lambada = mean_over_questions(unpacked(after) - unpacked(before))
     mean = asked["headline"]["some_mean_difference"]
-    rows[method] = [quote(n, 1, with_unit=False) for n in (mean, lambada)]
+    rows[method] = [cell(n, 1) for n in (mean, lambada)]
 print(pd.DataFrame(rows, ["mean of three, points", "LAMBADA, points"]).T)
 
 # %% [markdown]

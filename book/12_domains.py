@@ -55,7 +55,7 @@ from cua.experiments.clothes import SUBJECTS
 from cua.experiments.domains import TEXTS, corpus, cut, cut_formatting, label
 from cua.experiments.forgetting import by_formatting, compare
 from cua.experiments.gains import KINDS
-from cua.experiments.record import ADAPTERS, load_result, quote
+from cua.experiments.record import ADAPTERS, cell, load_result
 from cua.experiments.trained import WIKITEXT, attached, last_states
 from cua.llm.domains import to_plain, to_wikitext
 from cua.llm.models import load_model
@@ -126,24 +126,18 @@ print(f"\n{100 * tokens:.0f} % of the tokens have {100 * gain:.0f} % of the gain
 # low-rank ones for as many parameters (`lora`, chapter [11](11_baselines)), three seeds each.
 
 # %%
-def cell(headline: dict, name: str, digits: int) -> str:
-    """A recorded number and its interval without its unit."""
-    return quote(headline[name], digits, with_unit=False)
-
-
-# %%
 priced, WAYS = load_result("clothes")["headline"], ("dressed", "plain")
 for text in ("wikitext", "wikipedia"):
     dressed, plain = (priced[f"base_{text}_{way}"]["value"] for way in WAYS)
-    price = cell(priced, f"{text}_price", 2)
+    price = cell(priced[f"{text}_price"])
     print(f"{text}, nats a word: dressed {dressed:.2f}, plain {plain:.2f}, price {price}")
 
 # %%
 rows = {}
 for text in ("wikitext", "wikipedia"):
     for model in WIKITEXT:
-        changes = [cell(priced, f"{model}_{text}_{way}", 2) for way in WAYS]
-        rows[text, model] = [*changes, cell(priced, f"{model}_{text}_taken", 0)]
+        changes = [cell(priced[f"{model}_{text}_{way}"]) for way in WAYS]
+        rows[text, model] = [*changes, cell(priced[f"{model}_{text}_taken"], 0)]
 columns = ["change dressed", "change plain", "% of the price taken away"]
 print("nats a word\n" + pd.DataFrame(rows, columns).T.to_string())
 
@@ -172,13 +166,13 @@ for model in ("cua_6k", "lora_6k"):
     rows = {}
     for text in SUBJECTS:
         keys = [f"{text}_price", *(f"{model}_{text}_{way}" for way in WAYS)]
-        rows[text] = [cell(dressed_up, key, 2) for key in keys]
+        rows[text] = [cell(dressed_up[key]) for key in keys]
     columns = ["price", "change dressed", "change plain"]
     print(f"{model}, nats a word\n" + pd.DataFrame(rows, columns).T.to_string())
 
 # %%
 FEW = ("cua_1k", "cua_6k", "cua_25k", "lora_1k")
-rows = {t: [cell(dressed_up, f"{m}_{t}_taken", 0) for m in FEW] for t in SUBJECTS}
+rows = {t: [cell(dressed_up[f"{m}_{t}_taken"], 0) for m in FEW] for t in SUBJECTS}
 print("% of the price taken away\n" + pd.DataFrame(rows, FEW).T.to_string())
 
 # %% [markdown]
@@ -212,8 +206,8 @@ print("change of perplexity, %\n" + table.to_string())
 # %%
 rows = {}
 for model in WIKITEXT:
-    rows[model] = [cell(other, f"{model}_on_wikitext_formatting_share", 0)]
-    rows[model] += [cell(other, f"{model}_on_wikitext_words", 1)]
+    rows[model] = [cell(other[f"{model}_on_wikitext_formatting_share"], 0)]
+    rows[model] += [cell(other[f"{model}_on_wikitext_words"], 1)]
 share = other["formatting_of_wikitext"]["value"]
 print(f"WikiText, {share:.0f} % of its tokens are formatting")
 print(pd.DataFrame(rows, ["% of the gain on them", "perplexity of the rest, %"]).T)
@@ -224,8 +218,8 @@ print(pd.DataFrame(rows, ["% of the gain on them", "perplexity of the rest, %"])
 # LoRA of 6k and 25k loses 12 to 28. VeRA keeps something: 4 % [2, 6] on plain WikiText and 3 % on plain Wikipedia.
 #
 # The six domains are plain, and there blocks gain nothing: they lose up to 10 % on mathematics and code, at 1k nothing on
-# fiction and law, and larger ones, which gain more on WikiText, lose more here. LoRA of 6k costs more on every plain text
-# than blocks of any size do, and more than LoRA of 25k as well; its place, rate and start were chosen on WikiText, once, and
+# fiction and law; larger ones, which gain more on WikiText, lose more here. LoRA of 6k costs more on every plain text
+# than blocks of any size do, and than LoRA of 25k; its place, rate and start were chosen on WikiText, once, and
 # may be unlucky. Blocks in random directions raise the perplexity of every text by 14 to 23 %.
 #
 # Split by token, formatting, 13 % of WikiText here, has 51 to 64 % of the gain, for blocks and LoRA of every size.
@@ -319,7 +313,7 @@ columns = {"change": "adapter", "page": "a page read first"}
 columns["change_after_page"] = "adapter, after the page"
 rows = {}
 for text in ("domains", *labels):
-    rows[text] = [cell(gains, f"{text}_{key}", 1) for key in columns]
+    rows[text] = [cell(gains[f"{text}_{key}"], 1) for key in columns]
 print("change of perplexity, %\n" + pd.DataFrame(rows, columns.values()).T.to_string())
 
 # %% [markdown]
@@ -367,13 +361,13 @@ plt.show()
 ASKED = (*WIKITEXT, *(f"{method}_6k" for method in OTHERS))
 rows = {}
 for model in (*ASKED, "matched"):
-    rows[model] = [cell(other, f"{model}_on_wikitext", 0), cell(other, f"{model}_elsewhere", 1)]
+    rows[model] = [cell(other[f"{model}_on_wikitext"], 0), cell(other[f"{model}_elsewhere"], 1)]
     found = (other[f"{model}_{key}"]["value"] for key in ("kl", "angle", "length"))
     rows[model] += [f"{value:.2f}" for value in found]
 columns = ["on WikiText, %", "elsewhere, %", "KL, nats", "angle, °", "length"]
 for model in ASKED:
     asked = load_result(f"benchmarks_{model}")["headline"]
-    rows[model].append(cell(asked, "some_mean_difference", 1))
+    rows[model].append(cell(asked["some_mean_difference"], 1))
 rows["matched"].append("")
 columns.append("answers, points")
 print(pd.DataFrame(rows, columns).T.rename({"matched": "random"}).to_string())
@@ -385,7 +379,7 @@ print(f"answers of five random draws: {points} points")
 rows = {}
 for size in ("1k", "6k", "25k"):
     keys = (f"against_lora_{size}_{where}" for where in ("on_wikitext", "elsewhere"))
-    rows[size] = [cell(other, key, 1) for key in keys]
+    rows[size] = [cell(other[key], 1) for key in keys]
 print("\ncua against lora")
 print(pd.DataFrame(rows, ["on WikiText, %", "elsewhere, %"]).T)
 

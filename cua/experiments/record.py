@@ -144,13 +144,18 @@ def point(value: float, unit: str) -> dict[str, Any]:
     return {"value": value, "low": None, "high": None, "unit": unit}
 
 
-def quote(number: dict[str, Any], digits: int = 2, *, with_unit: bool = True) -> str:
-    """A headline number as text, with its 95 % interval: the only way that chapters state a recorded result."""
-    unit = f" {number['unit']}" if with_unit and number["unit"] != "1" else ""
+def quote(number: dict[str, Any], digits: int = 2) -> str:
+    """A headline number as text, with unit and 95 % interval."""
+    unit = f" {number['unit']}" if number["unit"] != "1" else ""
     text = f"{number['value']:z,.{digits}f}{unit}"  # z: no minus in front of a zero
     if number["low"] is not None:
         text += f" [{number['low']:z,.{digits}f}, {number['high']:z,.{digits}f}]"
     return text
+
+
+def cell(number: dict[str, Any], digits: int = 2) -> str:
+    """A headline number with its 95 % interval, for a table that names the unit itself."""
+    return quote(number | {"unit": "1"}, digits)
 
 
 class Record:

@@ -190,9 +190,10 @@ def test_quote(result):
     assert record.quote(result["headline"]["perplexity"]) == "2.00 perplexity [1.50, 2.50]"
     result["headline"]["change"] = {"value": -1234.567, "low": None, "high": None, "unit": "%"}
     assert record.quote(result["headline"]["change"], digits=1) == "-1,234.6 %"
-    assert record.quote(result["headline"]["change"], digits=1, with_unit=False) == "-1,234.6"
+    assert record.cell(result["headline"]["change"], digits=1) == "-1,234.6"
     result["headline"]["change"] = {"value": -0.004, "low": -0.006, "high": -0.002, "unit": "%"}
     assert record.quote(result["headline"]["change"]) == "0.00 % [-0.01, 0.00]"
+    assert record.cell(result["headline"]["change"]) == "0.00 [-0.01, 0.00]"
 
 
 @pytest.mark.parametrize("values", [[1.0, 2.0], [3.1, 2.9, 3.4, 3.3, 2.7], np.linspace(-5, 9, 240) ** 2], ids=len)
