@@ -181,8 +181,7 @@ plt.show()
 # With $R = (I + \tfrac12K)^{-1}$ the transform is simply $Q = 2R - I$, and its differential is $dQ = -R\,dK\,R$. One
 # solve serves the value and the gradient. At $K = 0$ this is $dQ = -dK$: small parameters are small rotation angles.
 # Far from zero $R$ shrinks and the gradient with it: in a plane where $K$ has the eigenvalues $\pm i\lambda$ by the factor
-# $1/(1 + \lambda^2/4)$. (At $10K$ below, that is 0.006 in the faster plane and 0.19 in the slower, which still carries
-# most of the gradient.) A block that has turned far finds it hard to come back, which is a reason to start at zero and to
+# $1/(1 + \lambda^2/4)$. (Printed below for both planes; how much of it a gradient feels depends on its direction.) A block that has turned far finds it hard to come back, which is a reason to start at zero and to
 # train with moderate steps.
 
 # %%
@@ -200,7 +199,8 @@ print("agrees with finite differences:", torch.allclose(gradient, numeric, rtol=
 for scale in (1, 10, 100):
     far = (scale * theta).requires_grad_()
     (gradient,) = torch.autograd.grad(loss(far), far)
-    print(f"|gradient| at {scale:3d} K: {gradient.norm():.4f}")
+    factors = 1 / (1 + scale**2 * torch.linalg.svdvals(cua.skew(theta, 4))[::2] ** 2 / 4)
+    print(f"|gradient| at {scale:3d} K: {gradient.norm():.4f}, factors", *(f"{f:.4f}" for f in factors))
 
 # %% [markdown]
 # ## Solve, do not expand

@@ -160,8 +160,8 @@ plt.show()
 # and multiplies zeros too. The table is **recorded** ({download}`adapter_speed.json <results/adapter_speed.json>`): time and
 # peak memory of `cua` over those of orthogonal finetuning (OFT) in Hugging Face's PEFT library, with its exact inverse
 # rather than its default, a truncated series; below 1 is better. The last row is against the bare projection: 0.4 % more
-# multiplications, yet over a third more time on a CPU, until the adapter is merged. All ran in turn in one process, with
-# 512 tokens.
+# multiplications, 3 % with the zeros, yet over a third more time on a CPU, until the adapter is merged. All ran in turn in one process, with
+# 512 tokens. (These blocks join neighbours, as OFT's do; those on chosen components are slower than OFT, chapter [11](11_baselines).)
 
 # %%
 from cua.experiments.record import ADAPTERS, load_result, quote
@@ -177,7 +177,7 @@ for name in speed["headline"]:
 # processor is given the slice divided by its length; outcome $i$ then occurs with probability
 # $(Qx)_i^2/\lVert x\rVert^2$, and counting outcomes estimates $\lvert (Qx)_i\rvert$ once the length is multiplied back.
 # (In this chapter and the next: infinitely many counts, and no noise.) The sign is lost. The paper copies it from the input, which the classical computer still
-# holds: the **sign-constrained** readout
+# holds: the **sign-constrained** readout (*copied signs*, for short)
 #
 # $$ y_i = \operatorname{sign}(x_i)\,\lvert (Qx)_i \rvert. $$
 #
@@ -288,7 +288,7 @@ print("adapter layers left in the model:", left)
 #   apart: it discards signs, and the next chapter measures what that does to the perplexity.
 #
 # **What this does not show.** That the model got better (next chapter), that the placement is a good one (chapter 3 compares
-# a few layers of one model), or anything about quantum hardware: every product here was computed on a CPU.
+# a few layers, chapter [7](07_wikitext) all projections), or anything about quantum hardware: every product here was computed on a CPU.
 #
 # ## Exercises
 #

@@ -181,8 +181,8 @@ plt.show()
 # ## Which layer? Chosen on validation
 #
 # Thirty layers have a `v_proj`. One sweep over 24 windows of a model with untrained blocks in *every* layer scores them
-# all: the $L_1$ norm of the mean gradient at $K = 0$ is, times the step size, the loss decrease that one small sign step
-# would bring. The best four, and the middle layer 15, were then trained for 120 steps with one seed, and the winner taken
+# all: the $L_1$ norm of the mean gradient at $K = 0$ is, times the step size, by how much the loss falls if every
+# parameter makes one small step of that size, each in its better direction. The best four, and the middle layer 15, were then trained for 120 steps with one seed, and the winner taken
 # on held-out *validation* articles; so were the learning rates, of four for one layer (120 steps) and of three for all
 # (60 steps). Both winners lie at the upper end of their grids, so a larger one might do better still. The score is a rough
 # guide: it does not get the order of the five right. The test split was not loaded.
@@ -282,9 +282,9 @@ for name, study in studies.items():
 #
 # **What this does not show.** It does *not* show a quantum advantage: everything ran on two CPU cores. It does not show
 # that orthogonal blocks are the best use of 864 parameters; low-rank adapters {cite}`hu2022lora` are the
-# obvious rival, and no comparison with them is made here. Nor does it show *why* the perplexity falls. An instruction-tuned
+# obvious rival (chapter [11](11_baselines)). Nor does it show *why* the perplexity falls. An instruction-tuned
 # model returns to plain encyclopaedia text; it learns WikiText's spelling conventions (`@-@`, ` = = `); its weights were
-# rounded to four bits, and some of that loss may be repaired: no test here separates these. So our percentages and the
+# rounded to four bits, and some of that loss may be repaired: no test here separates these (some of them: chapter [12](12_domains)). So our percentages and the
 # paper's, from another model under another protocol, do not compare. And the training text is WikiText's validation
 # split, for want of the other.
 #
@@ -312,6 +312,7 @@ for name, study in studies.items():
 # **3.** Shuffle the words of the held-out text. Does the adapter still help?
 #
 # ```{dropdown} Solution
-# Build windows from shuffled words. Both perplexities explode. A gain that is left can only come from word frequencies and
+# `words = load_corpus("wikipedia", "test").text[:8_000].split()`, shuffle, and `windows(tokenizer, " ".join(words), 256)`; measure
+# without the prefix, which belongs to the old windows. Both perplexities explode. A gain that is left can only come from word frequencies and
 # punctuation; but no text looks like this, so it hints at how much of the real gain needs the context, and no more.
 # ```

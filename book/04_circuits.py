@@ -26,7 +26,7 @@
 #
 # *A few words first.* A **shot** is one run of a circuit with its measurement; its result, a bitstring, is an **outcome**;
 # **counts** say how often each outcome came up. A processor has a few gates of its own, and **transpiling** rewrites a
-# circuit in those. **Heron** is IBM's current family of processors.
+# circuit in those. **Heron** is a family of IBM processors.
 #
 # Two qubits have four basis states, so a slice $x$ of four numbers, divided by its length, is a state of two qubits, and a
 # block $Q$ is a gate on them. Prepare $x$, apply $Q$, measure: outcome $k$ comes up with probability
@@ -87,8 +87,9 @@ print("textbook outcomes are (Qx)_k^2:", np.allclose(probabilities, (q @ x) ** 2
 #
 # Write the slice as a quaternion, that is as a $2\times2$ matrix,
 #
-# $$U_x = x_0 I + i\,(x_1 Z + x_2 X + x_3 Y).$$
+# $$U_x = x_0 I + i\,(x_1 Z + x_2 X + x_3 Y),$$
 #
+# with the Pauli matrices $X=\begin{pmatrix}0&1\\1&0\end{pmatrix}$, $Y=\begin{pmatrix}0&-i\\i&0\end{pmatrix}$, $Z=\begin{pmatrix}1&0\\0&-1\end{pmatrix}$.
 # If $\lVert x\rVert = 1$, then $U_x$ is unitary with determinant one: a gate on *one* qubit. Multiplying quaternions keeps
 # lengths, so $x \mapsto a\,x\,b$ with two fixed unit quaternions is a rotation of four dimensions; and every rotation is
 # of this form. Counting agrees: three parameters each, six together. Given $Q$, the pair is found by projecting it onto the 16
@@ -194,7 +195,7 @@ print("preparing one token of Llama 3.1 8B:", quote(speed["headline"]["preparati
 # Which $T$? A Hadamard gate on each qubit comes to mind, all entries $\pm\frac12$. It fails: $(a, -a, b, b)$ and
 # $(-a, a, b, b)$ then give the same magnitudes in *both* settings (exercise 3). We take the quaternion
 # $\frac{1}{\sqrt2} + \frac{1}{\sqrt6}(i + j + k)$, multiplied from the left: a quarter turn of qubit 0 alone, after which no
-# two sign patterns look alike. Eight patterns are possible up to a common sign. The **sign-faithful** readout takes the
+# two sign patterns look alike. Eight patterns are possible up to a common sign. The **sign-faithful** readout (*signs read*, for short) takes the
 # one under which both sets of counts are most likely, and in doubt the one closer to $x$. The common sign follows from
 # the slice: if $\lVert K\rVert_2 < 2$, no plane of the block turns by a right angle, so $\langle x, Qx\rangle > 0$.
 
@@ -244,9 +245,9 @@ plt.show()
 
 # %% [markdown]
 # Over the four components the squared spreads add up to $3/(4n)$ of $\lVert x\rVert^2$. No unbiased estimate from $n$ copies
-# of a real state can do better, whatever is measured: each copy tells at most 4 units of information about each of the
-# three directions in which the state can move (its *quantum Fisher information*), and measuring in any fixed real basis
-# attains that. So splitting the shots between two settings costs nothing, as long as the estimate then uses both for
+# of a real state can do better, whatever is measured: a copy carries at most 4 of *Fisher information* about each of the
+# three directions in which the state can move, so each has a variance of at least $1/(4n)$. Measuring in any fixed real
+# basis attains that. So splitting the shots between two settings costs nothing, as long as the estimate then uses both for
 # the magnitudes.
 
 
@@ -324,8 +325,9 @@ plt.show()
 #   turns by a right angle.
 #
 # **What this does not show.** No quantum advantage: each of these circuits is a $4\times4$ matrix, and a laptop multiplies
-# it far faster than the circuit runs. Nothing was noisy here; the next chapter is about noise. And the trick works in four
-# dimensions only: $SO(4)$ falls apart into two factors, $SO(8)$ and $SO(16)$ do not. Nor did anything keep the ordinary
+# it far faster than the circuit runs. Nothing was noisy here; the next chapter is about noise. And the circuit with two CZ is for four
+# dimensions only: $SO(4)$ falls apart into two factors, $SO(8)$ and $SO(16)$ do not. (Signs of larger blocks can be read, too:
+# chapter [8](08_block_dimension).) Nor did anything keep the ordinary
 # computer from doing the work: it multiplied slice and block halfway.
 #
 # ## Exercises

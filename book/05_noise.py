@@ -26,8 +26,9 @@
 #
 # Every noise model below is built from a processor's own calibration: for each gate on each qubit or pair its error and its
 # duration, for each qubit how long it stays excited and keeps its phase, and how often its measurement is wrong. Qiskit's
-# runtime package carries snapshots of such data ("fake" backends). What no such model contains: crosstalk between circuits
-# that run side by side, leakage to higher levels, coherent errors, the decay of idle qubits, drift. A real device is worse.
+# runtime package carries snapshots of such data ("fake" backends). What these models do not contain: crosstalk between circuits
+# that run side by side, leakage to higher levels, coherent errors, drift, and the decay of idle qubits (chapter [6](06_hardware) adds
+# it). A real device is worse.
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up, on Colab only"}
 # NBVAL_SKIP
@@ -53,7 +54,7 @@ from qiskit_aer.noise import NoiseModel
 from qiskit_ibm_runtime.fake_provider import FakeBoston, FakeMarrakesh, FakeTorino
 
 import cua
-from cua.experiments.record import ADAPTERS, load_result, quote
+from cua.experiments.record import ADAPTERS, cell, load_result, quote
 from cua.hybrid import run_on_circuits
 from cua.llm.data import load_corpus, windows
 from cua.llm.evaluate import perplexity
@@ -85,7 +86,8 @@ plt.show()
 # %% [markdown]
 # ## A noisy gate is a small real matrix
 #
-# Write the density matrix of a qubit through its Pauli components, $r_P = \mathrm{Tr}(P\rho)$ with $P = I, X, Y, Z$. Any gate,
+# With noise a state is no longer a vector $\psi$ but an average over vectors, the *density matrix* $\rho$, the mean of
+# $\psi\psi^\dagger$; its diagonal holds the probabilities. Write that of a qubit through its Pauli components, $r_P = \mathrm{Tr}(P\rho)$ with $P = I, X, Y, Z$. Any gate,
 # with any noise that has no memory, is then a real $4\times4$ matrix acting on $r$, on two qubits a $16\times16$ one. Here is
 # the $\sqrt{X}$ of one qubit, rows and columns in that order. Without noise it would keep $X$ and turn $Y$ into $Z$ and $Z$ into
 # $-Y$, with ones. Entries below one are noise; the small one in the first column is relaxation, which pulls every state towards
@@ -232,7 +234,7 @@ for b in (2, 4, 8, 16):
 # Gates and measurements more than five times worse than the device's median are not used, again for all sizes alike: with
 # them, what is compared is the worst chain of qubits that happens to be needed.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-frontier", "caption": "Recorded: noise penalty by size of the block, textbook circuits, 8,192 shots. Open marks: after both mitigations. Means and 95 % intervals of three seeds. The axis is linear below 0.1 and ends at -0.1. The paper's figures are for another model on another device."}, "image": {"alt": "Noise penalty against one to four qubits, for three processors. In the mean it rises with the number of qubits; mitigation lowers every point."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-frontier", "caption": "Recorded: noise penalty by size of the block, textbook circuits, 8,192 shots. Open marks: after both inversions. Means and 95 % intervals of three seeds. The axis is linear below 0.1 and ends at -0.1. The paper's figures are for another model on another device."}, "image": {"alt": "Noise penalty against one to four qubits, for three processors. In the mean it rises with the number of qubits; mitigation lowers every point."}}
 frontier = load_result("noise_frontier")["headline"]
 sizes = ["2x2", "4x4", "8x8", "16x16"]
 marks = {"fake_torino": ("base", "s"), "fake_marrakesh": ("exact", "o"), "fake_boston": ("accent", "^")}
@@ -271,8 +273,11 @@ for label, pipeline in pipelines.items():
         print(f"{label:24} {undone:8} {quote(penalty, 3):24} {quote(change)}")
 raw = [frontier[f"penalty_{size}_textbook_true_signs_fake_marrakesh_8192_none"]["value"] for size in sizes]
 print(f"raw, three qubits against two: {raw[2] / raw[1]:.0f} times the penalty; four against two: {raw[3] / raw[1]:.0f}")
+print(f"\nchange against the base, %, of {', '.join(sizes)}; raw, then both undone")
+for end in (f"{device}_8192_{undone}" for device in marks for undone in ("none", "readout_depolarising")):
+    print(*(f"{cell(frontier[f'change_{size}_textbook_true_signs_{end}'], 1):18}" for size in sizes), end)
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-shots", "caption": "Recorded: noise penalty against shots of a block and slice, one seed, FakeMarrakesh: textbook circuits of 16x16 and 8x8 blocks with given signs, superdense ones of 4x4 blocks with signs read faithfully. Filled: raw; open: after both mitigations. Bars: 95 % over windows of text."}, "image": {"alt": "Noise penalty against shots for several block sizes, raw and mitigated."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-shots", "caption": "Recorded: noise penalty against shots of a block and slice, one seed, FakeMarrakesh: textbook circuits of 16x16 and 8x8 blocks with given signs, superdense ones of 4x4 blocks with signs read faithfully. Filled: raw; open: after both inversions. Bars: 95 % over windows of text."}, "image": {"alt": "Noise penalty against shots for several block sizes, raw and mitigated."}}
 figure, axes = plt.subplots()
 marks = {"16x16_textbook_true_signs": ("base", "s"), "8x8_textbook_true_signs": ("accent", "^")}
 marks |= {"4x4_superdense_sign_faithful": ("exact", "o")}
@@ -376,21 +381,23 @@ for label, circuit in circuits.items():
 #   at a time.
 # * At two qubits most of the error is the measurement's: inverting known readout errors removes nearly all of the squared
 #   bias, and more than half of the penalty. With both inversions the penalty of the superdense circuit is hardly to be seen.
-#   The second setting, from which signs are read, helps here too: errors of two settings partly average out.
+#   The second setting, from which signs are read, helps here too, presumably because errors of two settings partly average out.
 # * In the mean over seeds the penalty grows with every qubit of a block, on each of the three processors, and on the newer
 #   two several-fold each time. It grows steadily: the jump between two qubits and three that one reader reports of the
 #   paper we do not find. Mitigation takes off most of it, at every size.
+# * Raw noise does eat the gain of the largest: in the mean 16×16 blocks end up behind 8×8 ones on all three processors. After both
+#   inversions every further qubit lowers perplexity.
 # * From seed to seed penalties differ several-fold: adapters differ, and so does which block sits on which pair. (Leaving out
-#   bad pairs helps; giving the best ones to the blocks that matter is still to be tried.)
+#   bad pairs helps; chapter [6](06_hardware) gives the best ones to the blocks that matter.)
 # * Sixteen components, and more, can be mixed with two-qubit circuits alone: a butterfly whose layers have strides of their own
-#   lowers perplexity further than dense blocks with as many parameters, and noise costs it a fraction of what it costs them.
+#   lowers perplexity further than dense blocks with as many parameters, and noise costs it, in the mean, a fraction of what it costs them (seeds scatter widely).
 #   The price: twenty times the circuits and shots of dense blocks, five of a single layer, one layer after the other. (On the
 #   16 windows of the noise study the two gain the same; the whole test split tells them apart.)
 #
 # **What this does not show.** Nothing ran on a processor. The noise model has no crosstalk, leakage, coherent errors or drift,
 # and the mitigation knew it perfectly. It shows no quantum advantage either: noise makes circuits worse than the matrices that they
 # stand for, and mitigation makes up for it at best. The adapters were trained without noise; training with it might do
-# better. And the signs of the larger blocks were given, not read: how to read eight or sixteen of them is open here.
+# better. And the signs of the larger blocks were given, not read: chapter [8](08_block_dimension) reads them.
 #
 # ## Exercises
 #
@@ -398,7 +405,7 @@ for label, circuit in circuits.items():
 # what share to gates that act like depolarisation, and what share to neither?
 #
 # ```{dropdown} Solution
-# Differences of neighbouring rows, divided by the first. (Squared biases of independent causes do not simply add, so these are rough
+# Differences of neighbouring rows, divided by the first: some 95 % (measurements), 5 % (like depolarisation), 0.2 % (neither). (Squared biases of independent causes do not simply add, so these are rough
 # shares.) What neither inversion removes is presumably relaxation, which prefers $\lvert0\rangle$, while depolarisation prefers nothing.
 # ```
 #
@@ -406,8 +413,8 @@ for label, circuit in circuits.items():
 #
 # ```{dropdown} Solution
 # Build a `BlockRunner` with these places and compare the squared errors. Without mitigation the few worst pairs make most of
-# the error, and leaving them out gains an order of magnitude; with both inversions the gain is much smaller. The price is time:
-# 144 blocks take 18 rounds on 8 pairs, but three on 63.
+# the error, and without them it is eight times smaller (4,096 shots); with both inversions only 1.5 times. The price is time:
+# 144 blocks take 18 circuits one after the other on 8 pairs, but three on 63.
 # ```
 #
 # **3.** Why does inverting readout errors amplify statistical noise, and by how much, if every bit flips with probability $e$?

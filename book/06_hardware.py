@@ -96,11 +96,11 @@ plt.show()
 # ## One circuit for all pairs, several times in a shot
 #
 # All pairs carry the same template, so the whole device runs **one circuit** with six angles for each block. It is written in the
-# device's own gates and never transpiled; what differs from job to job is an array of angles. The circuit takes three microseconds,
-# and then, by default, 250 microseconds pass until the next shot. So it pays to use each pair several times in a shot: measure,
-# reset, go on with the next block. What a pass takes is known before anything is sent, from the device's own times and
+# device's own gates and never transpiled; what differs from job to job is an array of angles. A reset and the circuit take some three microseconds
+# each, and then, by default, 250 microseconds pass until the next shot. So it pays to use each pair several times in a shot: measure,
+# reset, go on with the next block. What a pass, one text or one new token through all blocks of the layer, takes is known before anything is sent, from the device's own times and
 # IBM's formula {cite}`ibmusage`, 2 s a job and the time of all shots. (It takes each job to be run in one piece, and shots to follow each other
-# without further pauses. Waiting in a queue is not in it.) For one token through the 1,024 blocks of the **paper**'s layer, with
+# without further pauses. Waiting in a queue is not in it. QPU is the processor, the Open Plan IBM's free ten minutes in 28 days.) For one token through the 1,024 blocks of the **paper**'s layer, with
 # its 8,192 shots:
 
 # %%
@@ -112,7 +112,7 @@ for places, rounds in ((pairs, 1), (pairs, 3), (pairs, 17), (good, 19)):
 
 # %% [markdown]
 # With signs that are read, two settings of 4,096 shots take as long as one of 8,192. The **paper**'s run took about 4 hours and 24
-# minutes for 1,328 circuits, queue and overheads included. If these are 83 tokens, as we read it (16 circuits hold 1,024 blocks
+# minutes for 1,328 circuits; whether the queue is counted, nothing says. If these are 83 tokens, as we read it (16 circuits hold 1,024 blocks
 # on 64 pairs), then that is 191 seconds a token.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rounds", "caption": "Modelled processor time of one Llama 3.1 8B token against the number of rounds in a shot. It falls with the number of circuits that 1,024 blocks need; in between it rises a little, as shots get longer."}, "image": {"alt": "Falling staircase: 38 seconds with one round, 15 with three, below 5 with seventeen. A dotted line at 191 seconds marks the paper's run, divided by 83 tokens."}}
@@ -133,7 +133,8 @@ plt.show()
 # measurement, and the start of a shot, after the long wait, to be perfect. A second reset mends where the first read a 1 as 0; where either
 # reads a 0 as 1 it cannot.
 #
-# SmolLM2's layer has 144 blocks, so three rounds on the 48 best pairs hold them all. Measured, as in chapter 5: the share of the
+# (Unlike chapter 5, the noise here misreads a 1 more often than a 0, each at its calibrated rate.) SmolLM2's layer has 144
+# blocks, so three rounds on the 48 best pairs hold them all. Measured, as in chapter 5: the share of the
 # shots that comes out as if drawn at random. It is one minus the slope of the observed frequencies over the ideal ones, both
 # less the 1/4 of pure chance.
 
@@ -204,10 +205,11 @@ figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", nco
 plt.show()
 
 # %%
-for packing, mitigation in product(packings, ("none", "readout", "readout_depolarising")):
+UNDONE = {"none": "nothing", "readout": "readout", "readout_depolarising": "both"}
+for packing, mitigation in product(packings, UNDONE):
     gain = quote(recorded[f"deal_gain_{packing}_{mitigation}"], 1)
     penalties = (recorded[f"penalty_{packing}_{deal}_{mitigation}"] for deal in ("random", "importance"))
-    print(f"{packing}, mitigation {mitigation}: error {gain} times smaller")
+    print(f"{packing}, {UNDONE[mitigation]} undone: error {gain} times smaller")
     print("    penalty: random {}, importance {}".format(*map(quote, penalties)))
 
 # %% [markdown]
@@ -266,7 +268,7 @@ with suppress(KeyboardInterrupt):
 print(*(line["event"] for line in read_events(folder / "perplexity")[5:]), sep=", ")
 
 # %% [markdown]
-# Behind a header and what mitigation needs, the journal holds two jobs with their counts, and one that was about to be sent. Run the
+# Behind a header, the order of the blocks and what mitigation needs, the journal holds two jobs with their counts, and one that was about to be sent. Run the
 # same lines again:
 
 # %%
@@ -275,10 +277,11 @@ for line in read_events(folder / "perplexity"):
     print(line["event"], {key: line[key] for key in ("name", "call", "job", "rows") if key in line})
 
 # %% [markdown]
-# The two jobs were read, not sent again, and the result is the one that a run without interruption gives, bit for bit. A simulator has no
-# service: a job that was under way died with its process, and the third was sent anew, under the tag that it had been announced with. With a
+# The two jobs were read, not sent again; the result is that of a run without interruption, bit for bit (a test checks it). A simulator has no
+# service: a job that was under way died with its process, and the third was sent anew under the tag that it had been announced with, so there is no second `submit`. With a
 # service the runner looks for that tag first. Tests with a stand-in for the service kill the process at 300 random moments, and take away the network, the
-# disk and the service's answers; no job is sent twice, and no count is lost.
+# disk and the service's answers; no job is sent twice, and no count is lost. (That the perplexity is a little lower than the exact one is
+# chance, on 63 tokens.)
 #
 # ## It writes
 #
@@ -344,7 +347,8 @@ for seed in range(3):
 # how long a text can be written?
 #
 # ```{dropdown} Solution
-# A token is two circuits, so $2 \cdot 4096$ shots of 272 microseconds, 2.23 seconds; `Plan.of(packed, 144, tokens=256, shots=4096)` takes 573.
+# A token is two circuits, so $2 \cdot 4096$ shots of 272 microseconds, 2.23 seconds: $598/2.23 = 268$ tokens in one job
+# (`Plan.of(packed, 144, tokens=256, shots=4096)` takes 573 seconds).
 # A text that is *written* needs a job for every token, hence 2 seconds more each: $600 / 4.23 = 141$ tokens. Fewer
 # shots help reading more than writing: chapter 5 shows that they hardly matter for perplexity.
 # ```
@@ -353,7 +357,7 @@ for seed in range(3):
 # would have to be measured before one relies on it?
 #
 # ```{dropdown} Solution
-# Reading 128 tokens takes 78 instead of 288 seconds. The wait is there so that qubits relax towards $\lvert0\rangle$ before a shot. At a T1 of
+# `Plan.of(packed, 144, tokens=128, shots=4096, rep_delay_s=50e-6)`: 78 instead of 287 seconds. The wait is there so that qubits relax towards $\lvert0\rangle$ before a shot. At a T1 of
 # 200 microseconds over a quarter of those left in $\lvert1\rangle$ are still there after 250, and three quarters after 50. So the start of
 # the first round, which we took to be perfect, would have to be measured.
 # ```

@@ -197,9 +197,9 @@ plt.show()
 # %% [markdown]
 # Read it by rows; differences of less than one to two per cent between two cells are undecided, so wide are the
 # intervals that thirteen windows leave, with one seed. What attention *looks at* (`q_proj`, `k_proj`) is worth least,
-# on either side, but for the inputs of `gate_proj` in the last layers. What it *carries* (`v_proj`, `o_proj`) and what
-# the MLP makes of it (`down_proj`) is worth up to nearly four times as much for the same few parameters, and less where
-# there are many. In the MLP the 1,536 components inside matter: blocks on the outputs of `gate_proj`, before the
+# on either side; only the inputs of `gate_proj` in the last layers are worth as little. What it *carries* (`v_proj`,
+# `o_proj`) and what the MLP makes of it (`down_proj`) is worth up to nearly four times as much at 864 parameters, less
+# than that at more. In the MLP the 1,536 components inside matter: blocks on the outputs of `gate_proj`, before the
 # nonlinearity, and `up_proj`, what it is multiplied by, do better than blocks on the 576 components that both read.
 # Layers 6–11 come out lowest in 12 rows of 14, seldom by more than the interval; spreading the same 864 parameters over
 # all layers beats even them clearly in 12 rows, and is level with them on the outputs of `q_proj` and `down_proj`.
@@ -208,7 +208,7 @@ plt.show()
 # interval; with more parameters the outputs of `up_proj` are lower still, as little decided. Sharing the blocks out
 # among `v_proj`, `o_proj` and `down_proj` is lowest in every column of the right half. With 864 parameters that is
 # decided; with more, the lead over its nearest rivals, the inputs of `down_proj` and the outputs of `up_proj` and
-# `gate_proj`, is within the interval. (Mixtures with outputs were not tried.) Sharing them among all seven does worse,
+# `gate_proj`, is within the interval. (Mixtures with outputs: chapter [11](11_baselines).) Sharing them among all seven does worse,
 # worst with 25,920 parameters. One rate for every cell is part of that. With twice as many steps, 0.01 is the best of
 # four rates at all three sizes of the next section; 0.02 is as good with 864 parameters and clearly worse with 25,920
 # ({download}`budget_rates.json <results/budget_rates.json>`).
@@ -270,7 +270,7 @@ for label, study in budgets.items():
 # On perfect qubits little is lost: neither shots nor the reading of signs are an obstacle. Raw noise undoes the gain,
 # though the same noise costs an adapter on one `v_proj` a tenth of a per cent (chapter [5](05_noise)): at no size can
 # what is left be told from zero. With average errors undone most of the gain is back. So it is the bias of noise that
-# hurts, not its randomness, and part of it has to do with where these blocks sit, as the live slice below shows. (Rows
+# hurts, not its randomness, and part of it has to do with where these blocks sit, as the live run below shows. (Rows
 # marked *exact*, and the copied signs above, are computed without circuits.)
 #
 # For comparison, blocks of neighbouring components on one or all `v_proj`, trained as long. Several things differ at
@@ -283,7 +283,7 @@ paper_placement = [load_result(name)["headline"] for name in ("v_proj_one", "v_p
 series = [
     ("chosen, exact", list(budgets.values()), "exact_change", "exact", "o-"),
     ("chosen, copied signs", list(budgets.values()), "sign_constrained_change", "sign-constrained", "s--"),
-    ("v_proj in order, exact", paper_placement, "exact_change", "base", "^:"),
+    ("v_proj, neighbours, exact", paper_placement, "exact_change", "base", "^:"),
 ]
 for label, studies, key, colour, look in series:
     counts = [study["parameters"]["value"] for study in studies]
@@ -302,7 +302,7 @@ axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
 plt.show()
 
 # %% [markdown]
-# ## A slice, live: where the noise comes from
+# ## Two windows, live: where the noise comes from
 #
 # The adapters are in the repository, at most some 200 kB each. Here is the one of seed 0 with 864 parameters, on two
 # windows of Wikipedia text, which it was not trained on and which looks different (WikiText puts spaces around its
@@ -357,12 +357,12 @@ _ = adapter.detach()
 
 # %% [markdown]
 # On this text the adapter gains little: how much of what it learned is WikiText's subject matter, and how much its
-# spacing, is the question of chapter [12](12_domains). Perfect circuits give what the matrices give, up to shots. Raw noise costs
-# many times the gain. Sparing one token in 256 takes away nearly half of that cost, undoing average errors nearly all
+# spacing, is the question of chapter [12](12_domains). On perfect qubits shots alone take most of that little. Raw noise costs
+# many times the gain. Sparing one token in 256 takes away two fifths of that cost, undoing average errors nearly all
 # of it. Two windows illustrate, they do not measure; but whoever runs such blocks on a processor should leave the first
 # token to the classical computer: it is the same place in every text, and it costs nothing.
 #
-# ## More than one processor
+# ## More than one CPU or GPU
 #
 # Several processes share the windows of each step, on CPUs or GPUs, through `accelerate`. With two processes, a small
 # model's losses are those of one to $10^{-4}$ (tested). The paper's size on four GPUs, for someone with the weights; we
@@ -386,7 +386,7 @@ _ = adapter.detach()
 # - **Blocks are worth least on what decides where attention looks**, and most around the values that it carries
 #   (`v_proj`, `o_proj`) and on the 1,536 components inside the MLP, spread over all layers.
 # - **Noise costs these blocks far more than those of one `v_proj`.** They meet large activations, the first token's
-#   above all, and what noise adds to a slice grows with its length; on two windows the first token makes nearly half of
+#   above all, and what noise adds to a slice grows with its length; on two windows the first token makes two fifths of
 #   the cost. Raw noise leaves nothing of the gain that can be told from zero; inverting average errors brings most of
 #   it back.
 # - **Copied signs cost a part of the gain at every size**, and most of it is left, even at learning rates that were
@@ -411,7 +411,7 @@ _ = adapter.detach()
 # ```
 #
 # **2.** Choose the blocks by another text: repeat the choice with eight other windows of the training text. What share
-# of the pairs do both choices have in common?
+# of the pairs do both choices have in common, and what would it depend on?
 #
 # ```{dropdown} Solution
 # Write each choice as the set of its (dotted name, smaller component, larger component), six for each block, and divide
