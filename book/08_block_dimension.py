@@ -159,7 +159,7 @@ for b in SIZES:
     print(f"{b:3}x{b:<4} {quote(turned, 3):26} {quote(read, 3)}")
 
 # %% [markdown]
-# Up to 32×32 reading costs nothing that can be told from zero: as in chapter [5](05_noise), statistical errors average
+# Up to 32×32 no adapter is worse for being turned back and read: as in chapter [5](05_noise), statistical errors average
 # out. At 64×64 it is a little, about a hundredth of what the adapter gains, as 64 numbers share the shots that four
 # had. Turning blocks back does not hurt where it was needed (at 16×16 and 64×64 no block was beyond 1.9). Intervals are
 # over text; over the three seeds that of 64×64 includes zero.
@@ -200,7 +200,7 @@ for name in sorted(IDEAS, key=lambda name: ideas[f"{name}_change"]["value"]):
 # parameters on pairs with small slopes. (It also reaches fewer layers, as the table counts, and groups are grown
 # greedily: a better search might help the large ones.) Pairs come out ahead of fours with each of the three seeds, if
 # by less than other text might move. But as many parameters in pairs are six times as many circuits a token, of one
-# qubit each, which nobody needs a quantum processor for; we stay with fours.
+# qubit each; we stay with the paper's fours.
 #
 # A gain for each block changes nothing that can be told from chance, nor does the manifold. We leave both out. The
 # blocks of 32, too, have their best rate at an edge of those tried.
@@ -264,7 +264,7 @@ for which, layer in (("smallest", by_layer.argmin()), ("largest", by_layer.argma
 # $A_i$ and $B_i$, its **operator Schmidt** coefficients say how far it is from a product of one-qubit gates, which has
 # a single one (printed: $s_i/2$, whose squares add up to one). Its **entangling power** is the linear entropy that it
 # makes out of product states, in the mean over all of them {cite}`zanardi2000entangling`: $1-\mathrm{Tr}\,\rho^2$ of
-# one qubit's state $\rho$, 0 for a product and ½ at most. The paper decomposes its trained blocks in this way. To see
+# one qubit's state $\rho$, 0 for a product and ½ at most, in the mean at most 2/9. The paper decomposes its trained blocks in this way. To see
 # what *training* put there, compare with blocks that turn by the same angles in planes drawn at random:
 
 # %%

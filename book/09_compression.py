@@ -131,11 +131,11 @@ for label, (small, bits) in {
 # **Recorded** ({download}`compression.json <results/compression.json>`): each compressed model is frozen, and an
 # adapter of 25,920 parameters trained on it for 60 steps, placed as in chapter [7](07_wikitext): 4×4 blocks of
 # components that are chosen anew for each model, a third of them on the inputs of `v_proj`, `o_proj` and `down_proj`
-# each. Perplexity on 48 windows spread evenly over WikiText-2's test split. The first model, and the original, have
+# each. Perplexity on 48 windows spread evenly over WikiText-2's test split. `svd_mild` and the original have
 # five seeds and low-rank adapters, LoRA, beside them (a trained matrix of rank 1 added to each `v_proj`, 23,040
 # parameters: the usual place, without a search for a better one); the others three seeds. Learning rates were chosen on
 # validation text ({download}`compression_rates.json <results/compression_rates.json>`), for each kind of adapter on the
-# original and on the first compressed model; the other compressed models use that model's.
+# original and on `svd_mild`; the other compressed models use its rates.
 
 # %%
 compression = load_result("compression")["headline"]
@@ -263,7 +263,7 @@ print(f"{cached[0, 0].numel() * 2:,} bytes a token instead of {model.lm_head.out
 # %% [markdown]
 # **Recorded** ({download}`distillation.json <results/distillation.json>`): two students with 6,144 parameters on the
 # outputs of all `v_proj`, 60 steps, three seeds, validation text. The *original* model learns from itself as it was, or
-# from the model with 25,920 trained parameters of chapter [3](03_training); a *compressed* one (the first of the table
+# from the model with 25,920 trained parameters of chapter [3](03_training); a *compressed* one (`svd_mild` of the table
 # above) learns from the original. All at one learning rate, 0.02. (The adapted teacher has seen more text than the
 # student does; what it passes on includes that.) *Change* is against the student before training; the last column
 # compares with the same student and seed without a teacher. Intervals are over the three seeds, on the same windows:
@@ -305,7 +305,7 @@ print(f"of the gap, by the teacher alone: {100 * math.log(before / after) / gap:
 
 # %% [markdown]
 # (That text alone recovers about what the paper reports is chance: another loss, other text, and nearly all of it
-# adaptation.) The two shares differ by more than the three seeds scatter. So a teacher's place may be with a model that
+# adaptation.) So a teacher's place may be with a model that
 # should become like the original again; we tried one, the one of which text closes least, and did not measure whether
 # the likeness holds on other text. For low perplexity on a text the teacher is in the way. (More steps or another rate
 # might bring more. The other chapters train without a teacher.)

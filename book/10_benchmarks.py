@@ -96,7 +96,7 @@ for name, found in right.items():
 # %% [markdown]
 # *Draw 0* has the blocks of the adapter, each turned in a direction drawn at random, so far that the model's
 # predictions move as much as training moved them (by the mean divergence on Wikipedia articles; on questions it may
-# differ). It knows where the blocks sit, and has not learned which way to turn them.
+# differ). It knows where the blocks sit and how far each turns beside the others, and has not learned which way.
 #
 # The interval says how far the score would move if other questions of the same kind had been drawn. It is wide, and
 # comparing two such intervals is the wrong test: both models saw the *same* questions, and agree on most. Only those
@@ -210,7 +210,7 @@ for model, says in ({"base": "base model"} | MODELS).items():
     print(f"{says:11}" + "".join(f"{numbers[k]['value']:{max(8, len(s) + 2)}.1f}" for k, s in KEYS.items()))
 
 # %% [markdown]
-# The largest count is LoRA's on BoolQ at 6k: 157 corrected, 87 broken, nearly thirteen points. It has learned to say
+# The largest gain is LoRA's on BoolQ at 6k: 157 corrected, 87 broken, nearly thirteen points. It has learned to say
 # "yes": every second time now, where the base model did once in twenty. Give the questions whose answer is "yes" and
 # those whose answer is "no" the same weight ("yes = no"), and it stands at 52.2 %, the blocks at 52.1, the base model
 # at 50.2, a coin at 50. And all adapters answer more of TriviaQA, where the base model mostly ended its turn; hardly
@@ -277,8 +277,8 @@ plt.show()
 
 # %% [markdown]
 # LAMBADA is what gains, for both kinds of adapter and at every size, by two to six points. MMLU cannot be seen to
-# move, whichever way it is asked (by the letter: 8 questions of 1,171 at most, not shown). ARC-Easy goes both ways:
-# down by 2.0 points with blocks of 1k and 2.4 with LoRA of 6k, up by 1.0 with LoRA of 1k. What happens on BoolQ is the
+# move, whichever way it is asked (by the letter 15 answers of 1,171 change at most, not shown). On ARC-Easy
+# blocks of 1k lose 2.0 points and LoRA of 6k 2.4; no gain there can be told from chance. What happens on BoolQ is the
 # "yes" from above; analogies are lost with blocks of 6k and 25k and with LoRA of 25k. The right answer did become
 # likelier nearly everywhere: where accuracy stays what it is, the model is wrong less surely.
 #
@@ -437,7 +437,7 @@ print(f"base: any of the four, word for word, rings {said[0]:.0e}, gene flow {sa
 # one. Of several seeds or draws, the mean.
 
 # %%
-FAMILIES = {"base": "base", "cua_6k": "blocks", "lora_6k": "LoRA", "random": "as far", "matched": "matched"}
+FAMILIES = {"base": "base", "cua_6k": "blocks", "lora_6k": "LoRA", "random": "drawn, as far", "matched": "drawn, matched"}
 for label, question in asked["config"]["asked"].items():
     for way in ("letter", "text"):
         print(f"\n{f'{label}, asked for the {way}':46}" + "".join(f"{says:>8}" for says in FAMILIES.values()))
@@ -457,7 +457,7 @@ for label, question in asked["config"]["asked"].items():
 # order, with none of five seeds, and on gene flow they are further from it than the base model (11 % [9, 14] at
 # temperature 1, base model 21). Blocks of 1k have "all of the above" first in 14 % of the orders, LoRA of 6k makes the
 # right answer to gene flow likelier (33 % [26, 41]), and no seed of either has it first in most orders. By temperature
-# nothing can be had for certain: at 0.25 the right answer to gene flow has half of LoRA's share, at 1.5 hardly any.
+# nothing can be had for certain: with LoRA the right answer to gene flow has half of the share at 0.25, hardly any at 1.5.
 # Above 1 the shortest answer wins, since every token of an answer becomes less probable, and neither right one is the
 # shortest.
 #
@@ -488,7 +488,7 @@ for label, question in asked["config"]["asked"].items():
 #   any adapter; with average errors undone about four differ, and that is mended.
 #
 # **What this does not show.** One small model, and a part of each benchmark: a change of one or two points is within
-# what other questions would give. All but ARC-Easy and LAMBADA is one seed, circuits included, and a rank test of
+# what other questions would give. All but ARC-Easy and LAMBADA at 6k, and the two questions, is one seed, and a rank test of
 # three seeds against three cannot give a p below 0.1. Draws were matched to blocks of 6k only, and not asked the
 # analogies but for one. Nothing was asked with examples in the prompt, nor in the chat that this model was tuned for.
 # HellaSwag was not at hand. A model of 8 billion parameters knows more that such blocks could bring out. And nothing

@@ -36,8 +36,8 @@
 # All but the first and the last come from Hugging Face's PEFT library {cite}`mangrulkar2022peft` and go through the same
 # training loop. PEFT has more that was not tried: HRA and PSOFT, which are orthogonal as well; SHiRA, which trains single
 # entries of $W$ and so could be given our choice of them; FourierFT, RoAd, VB-LoRA, prompt tuning and others. BOFT
-# {cite}`liu2024boft`, a product of such $Q$, comes without its extension for GPUs as a single $Q$ with trained scales, and was
-# left out. *Scales* are ours: single entries, chosen by the rule by which our blocks are. They show how much of a gain comes
+# {cite}`liu2024boft`, a product of such $Q$, was left out: without its extension for GPUs PEFT's is a single $Q$ with trained
+# scales. *Scales* are ours: single entries, chosen by the rule by which our blocks are. They show how much of a gain comes
 # from choosing small pieces, and how much from rotating them.
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up, on Colab only"}
@@ -319,7 +319,7 @@ print(pd.DataFrame(rows, ["mean of three, points", "LAMBADA, points"]).T)
 # %% [markdown]
 # The methods' order here is not their order in perplexity. IA³ comes first, which is sixth of seven there, and scales second,
 # both owing to LAMBADA; LoRA and blocks, first in perplexity, gain next to nothing in the mean. One seed cannot say which
-# method answers best. But **perplexity of WikiText is no guide to it.**
+# method answers best. But **here perplexity of WikiText is no guide to it.**
 #
 # ## What we learned
 #
@@ -328,8 +328,8 @@ print(pd.DataFrame(rows, ["mean of three, points", "LAMBADA, points"]).T)
 #   much. That they *rotate* is not what puts them ahead.
 # - **At six thousand they are level with LoRA**, the best of PEFT there, and 1 % ahead of it with blocks on both sides.
 # - **At twenty-six thousand LoRA is better**, by 3 %, or 2 % with both sides.
-# - **Copied signs, the readout that circuits have for next to nothing, cost some 3 %**, and with them blocks are ahead of the
-#   best of PEFT nowhere.
+# - **Copied signs, the paper's readout, cost some 3 %**, and with them blocks are ahead of the best of PEFT nowhere; signs that are
+#   read cost 0.2 % on perfect qubits (chapter [7](07_wikitext)).
 # - What blocks offer in return holds exactly: norms are kept, the inverse is the transpose, each is a circuit of two
 #   qubits. Who wants WikiText's perplexity and no circuit takes chosen scales at a thousand parameters and LoRA at
 #   more; who wants to forget little, VeRA (chapter [12](12_domains)).
