@@ -437,7 +437,7 @@ print(f"base: any of the four, word for word, rings {said[0]:.0e}, gene flow {sa
 # one. Of several seeds or draws, the mean.
 
 # %%
-FAMILIES = {"base": "base", "cua_6k": "blocks", "lora_6k": "LoRA", "random": "drawn, as far", "matched": "drawn, matched"}
+FAMILIES = {"base": "base", "cua_6k": "blocks", "lora_6k": "LoRA", "random": "as far", "matched": "matched"}
 for label, question in asked["config"]["asked"].items():
     for way in ("letter", "text"):
         print(f"\n{f'{label}, asked for the {way}':46}" + "".join(f"{says:>8}" for says in FAMILIES.values()))

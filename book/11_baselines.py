@@ -194,7 +194,8 @@ print(table)
 #
 # **Recorded** ({download}`baselines.json <results/baselines.json>`): 240 steps, one window each, on the same text, WikiText-2's
 # validation split; measured on every fourth window of its test split (so our changes differ a little from chapter
-# [7](07_wikitext)'s, on all of it). Five seeds each. *Copied signs*: our blocks read as the paper does, magnitudes from the
+# [7](07_wikitext)'s, on all of it). Five seeds for blocks, for LoRA, and for VeRA at the smallest size; three for the
+# others. *Copied signs*: our blocks read as the paper does, magnitudes from the
 # circuit and signs from the input (chapter [3](03_training)). The 95 % intervals combine the spread over seeds and over text.
 # (A seed is the order of the training windows and, where it is random, the start. Places and rates are those of seed 0.)
 
