@@ -249,7 +249,7 @@ print(pd.DataFrame(rows, columns).T.to_string())
 # that were chosen without: with them blocks are level with VeRA at the smallest size and behind LoRA at the others.
 #
 # One row again, with WikiText from the hub or a copy, in ten to thirty minutes: `python -m cua.experiments baselines --again
-# lora/6k/seed0` trains, measures, and prints both perplexities; the record stays as it is.
+# lora/6k/seed0` trains, measures, and prints both perplexities.
 #
 # ## Both sides of a projection
 #
