@@ -1,8 +1,7 @@
 """Adapters of PEFT against ours at equal parameters: the same text, steps and windows.
 
 Places and learning rates are those that :mod:`.baseline_selection` chose; ours are the recorded runs of
-:mod:`.budgets`, on the same windows of the test split and with the same seeds.  The best of PEFT on validation text,
-VeRA at the smallest budget and LoRA at the others, have five, and so has LoRA everywhere; the rest three.
+:mod:`.budgets`, on the same windows of the test split and with the same seeds.
 """
 
 import itertools
@@ -24,7 +23,6 @@ QUESTION = "Which adapter lowers test perplexity most at about 1,000, 6,000 and 
 SEEDS = (0, 1, 2, 3, 4)
 EVERY = 4  # windows of the test split
 TRAINING = replace(OURS[0].training, max_k_norm=None)
-FIVE_SEEDS = ("lora/1k", "lora/6k", "lora/25k", "vera/1k")
 READOUTS = ("exact", "sign-constrained")
 
 
@@ -57,7 +55,7 @@ def run() -> dict[str, Any]:
             "data": bench.data,
         }
     )
-    work = {f"{label}/seed{seed}": (label, seed) for seed in SEEDS for label in chosen if seed in seeds_of(label)}
+    work = {f"{label}/seed{seed}": (label, seed) for seed in SEEDS for label in chosen}
     for key in record.missing(["base", *work]):
         started = time.perf_counter()
         if key == "base":
@@ -86,11 +84,6 @@ def _digests(data: dict[str, dict[str, Any]]) -> dict[str, str]:
     return {name: of["sha256"] for name, of in data.items()}
 
 
-def seeds_of(label: str) -> tuple[int, ...]:
-    """Five seeds of a ``METHOD/BUDGET``, or the first three of them."""
-    return SEEDS if label in FIVE_SEEDS else SEEDS[:3]
-
-
 def choices(runs: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Place, modules and rate by ``METHOD/BUDGET``, from the runs of the selection."""
     return {
@@ -108,15 +101,12 @@ def headline(runs: dict[str, Any], ours: dict[str, dict[str, Any]]) -> dict[str,
             for readout in READOUTS
         }
         fitting = [method for method in METHODS if f"{method}/{label}/seed0" in runs]
-        methods = {
-            method: [runs[f"{method}/{label}/seed{seed}"] for seed in seeds_of(f"{method}/{label}")]
-            for method in fitting
-        }
+        methods = {method: [runs[f"{method}/{label}/seed{seed}"] for seed in SEEDS] for method in fitting}
         for name, seeds in (mine | methods).items():
             numbers[f"{name}_{label}_parameters"] = point(seeds[0]["parameters"], "parameters")
             numbers[f"{name}_{label}_change"] = change_over_seeds_and_text([[(run, base) for run in seeds]])
         for (name, own), (method, seeds) in itertools.product(mine.items(), methods.items()):
-            pairs = list(zip(own[: len(seeds)], seeds, strict=True))  # ours have five seeds, some methods three
+            pairs = list(zip(own, seeds, strict=True))
             numbers[f"{name}_against_{method}_{label}"] = change_over_seeds_and_text([pairs])
     return numbers
 
