@@ -138,13 +138,15 @@ print(pd.DataFrame(rows, columns).T.round(1))
 # searched. How many places each was tried at:
 
 # %%
+NAMES = {"cua": "blocks", "lora": "LoRA", "dora": "DoRA", "oft": "OFT"}
+NAMES |= {"vera": "VeRA", "ia3": "IA³", "scales": "chosen scales"}
 whole = load_result("baseline_selection")["runs"]
 chosen = load_result("placement")["runs"]
 tried = Counter(tuple(key.split("/")[:2]) for key in whole if "-rate" not in key)
 ours = Counter(key.split("/")[2] for key in chosen if key != "base")
 rows = {"blocks": [ours[blocks] for blocks in ("144", "1024", "4320")]}
 rows |= {method: [tried[method, size] for size in BUDGETS] for method in METHODS}
-print(pd.DataFrame(rows, [*BUDGETS]).T)
+print(pd.DataFrame(rows, [*BUDGETS]).T.rename(NAMES))
 
 # %% [markdown]
 # One difference no search removes: the methods compared here take modules as a whole, our blocks single components, wherever
@@ -178,7 +180,7 @@ for size in BUDGETS:
         rate = selection[f"{method}_{size}_rate"]["value"]
         table.loc[method, size] = f"{change:.1f} ({rate})"
 print("change of perplexity, % (rate)\n")
-print(table)
+print(table.rename(NAMES))
 
 # %% [markdown]
 # Scales, which rotate nothing, do at a thousand parameters what our blocks do, and nearly so at six thousand. From whole
@@ -194,10 +196,9 @@ print(table)
 #
 # **Recorded** ({download}`baselines.json <results/baselines.json>`): 240 steps, one window each, on the same text, WikiText-2's
 # validation split; measured on every fourth window of its test split (so our changes differ a little from chapter
-# [7](07_wikitext)'s, on all of it). Five seeds for blocks, for LoRA, and for VeRA at the smallest size; three for the
-# others. *Copied signs*: our blocks read as the paper does, magnitudes from the
-# circuit and signs from the input (chapter [3](03_training)). The 95 % intervals combine the spread over seeds and over text.
-# (A seed is the order of the training windows and, where it is random, the start. Places and rates are those of seed 0.)
+# [7](07_wikitext)'s, on all of it). Five seeds each. *Copied signs*: our blocks read as the paper does, magnitudes from
+# the circuit and signs from the input (chapter [3](03_training)). The 95 % intervals combine the spread over seeds and over
+# text. (A seed is the order of the training windows and, where it is random, the start. Places and rates are those of seed 0.)
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of WikiText-2 test perplexity (lower is better) against trained parameters, logarithmic. Bars: 95 % for other seeds and other text.", "name": "fig-baselines"}, "image": {"alt": "Eight lines over three sizes: change of test perplexity for our blocks, with exact and copied signs, for five methods of PEFT and for chosen scales."}}
 baselines = load_result("baselines")["headline"]
@@ -296,7 +297,7 @@ cost, rows = load_result("baseline_cost")["headline"], {}
 for method in ("cua", *METHODS):
     keys = (f"{method}_{key}" for key in ("forward", "step", "memory"))
     rows[method] = [cell(cost[key]) for key in keys]
-print(pd.DataFrame(rows, ["forward / bare", "step / blocks", "memory / blocks"]).T)
+print(pd.DataFrame(rows, ["forward / bare", "step / blocks", "memory / blocks"]).T.rename(NAMES))
 
 # %% [markdown]
 # Blocks are the slowest, unmerged: they take components out of a vector and put them back, all over the model. A
@@ -315,7 +316,7 @@ for method in ("cua", *METHODS):
     lambada = mean_over_questions(unpacked(after) - unpacked(before))
     mean = asked["headline"]["some_mean_difference"]
     rows[method] = [cell(n, 1) for n in (mean, lambada)]
-print(pd.DataFrame(rows, ["mean of three, points", "LAMBADA, points"]).T)
+print(pd.DataFrame(rows, ["mean of three, points", "LAMBADA, points"]).T.rename(NAMES))
 
 # %% [markdown]
 # The methods' order here is not their order in perplexity. IA³ comes first, which is sixth of seven there, and scales second,
