@@ -196,7 +196,7 @@ def test_headline_compares_on_the_same_windows():
     runs = {"base": _losses(25.0)}
     for label in baselines.BUDGETS:
         runs |= {f"lora/{label}/seed{seed}": _losses(21.0 + (seed > 2)) for seed in baselines.SEEDS}
-        runs |= {f"oft/{label}/seed{seed}": _losses(24.0) for seed in range(3)}
+        runs |= {f"oft/{label}/seed{seed}": _losses(24.0) for seed in baselines.SEEDS}
     numbers = baselines.headline(runs, dict.fromkeys(baselines.BUDGETS, everything))
     assert numbers["cua_exact_6k_change"]["value"] == pytest.approx(-20.0)
     assert numbers["lora_6k_change"]["value"] == pytest.approx(100 * (21**0.6 * 22**0.4 / 25 - 1))
