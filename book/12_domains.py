@@ -318,11 +318,12 @@ for text in ("domains", *labels):
 print("change of perplexity, %\n" + pd.DataFrame(rows, columns.values()).T.to_string())
 
 # %% [markdown]
-# The gain does become smaller, to less than half (in nats) from the first eighth to the last. But on the six domains a page gives the base model 4 %, where the adapter gives 17; and once both have
-# read it, the adapter still gives 12 %, two thirds of its gain in nats. So at least most of what these adapters know of their
-# text, this model did not pick up from one page of it. (The page is other documents, cut anywhere, where the adapter has seen the whole train split; and after it the
-# adapter works at positions that it was not trained on. On plain WikiText the page even does harm; we do not know why. The
-# intervals of the second column are over text only, nothing there is trained.)
+# The gain does become smaller, to less than half (in nats) from the first eighth to the last. But on the six domains a page
+# gives the base model 4 %, where the adapter gives 17; and once both have read it, the adapter still gives 12 %, two thirds of
+# its gain in nats. So at least most of what these adapters know of their text, this model did not pick up from one page of it.
+# (The page is other documents, cut anywhere, where the adapter has seen the whole train split; and after it the adapter works
+# at positions that it was not trained on. On plain WikiText the page even does harm; we do not know why. The intervals of the
+# second column are over text only, nothing there is trained.)
 #
 # ## Does orthogonality protect?
 #
@@ -416,8 +417,8 @@ print(pd.DataFrame(rows, ["on WikiText, %", "elsewhere, %"]).T)
 # **What this does not show.** One model, small, tuned for chat, and rounded to four bits: some of what is gained on
 # plain text may undo the one or the other. Rate, places and steps were chosen on WikiText, and the domains have 60
 # steps where WikiText's own adapters have 240. Texts are short, each from one source. *Formatting* and *words* are
-# told apart by a rule. Of methods other than blocks and LoRA there is one adapter each, and LoRA of each size is one choice of
-# place and rate; their order could be another with other seeds. Larger models have seen more WikiText and read more
+# told apart by a rule. Of methods other than blocks and LoRA there is one adapter each, and LoRA of each size is one choice
+# of place and rate; their order could be another with other seeds. Larger models have seen more WikiText and read more
 # out of their context; their price may be smaller.
 #
 # ## Exercises
