@@ -16,6 +16,7 @@ from cua.quantum.packing import PackedCircuit
 MAX_EXECUTIONS = 10_000_000  # circuits times shots in one job (IBM, job limits)
 OPEN_PLAN_S = 600.0  # free QPU seconds in 28 days on IBM's Open Plan
 JOB_OVERHEAD_S = 2.0  # of every job, as IBM's documentation estimates it
+MANY = 1e15  # shots, that stand for infinitely many
 
 
 @dataclass(frozen=True)
@@ -148,4 +149,25 @@ class DryRun:
         one = Plan.of(self.packed, x.shape[1], len(x), self.shots, len(settings), *limits)
         self.plan = one if self.plan is None else self.plan + one
         squares = [np.einsum("nij,tnj->tni", q, x) ** 2 + 1e-30 for q in settings]  # for slices that are all zeros
-        return x, [1e9 * y / y.sum(-1, keepdims=True) for y in squares]  # a billion shots stand for all
+        return x, [MANY * y / y.sum(-1, keepdims=True) for y in squares]
+
+
+class PerfectQubits(DryRun):
+    """A :class:`DryRun` that draws its counts: perfect qubits, but only so many shots.
+
+    Args:
+        packed, shots: as of the DryRun.
+        seed: of the shots.
+    """
+
+    def __init__(self, packed: PackedCircuit, shots: int, seed: int = 0) -> None:
+        super().__init__(packed, shots)
+        self.rng = np.random.default_rng(seed)
+
+    def measure(
+        self, x: NDArray[np.float64], settings: Sequence[NDArray[np.float64]]
+    ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+        """As :meth:`DryRun.measure`, with counts of ``shots`` shots."""
+        x, expected = super().measure(x, settings)
+        counts = (self.rng.multinomial(self.shots, c / c.sum(-1, keepdims=True)) for c in expected)
+        return x, [c.astype(np.float64) for c in counts]
