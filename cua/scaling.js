@@ -6,7 +6,8 @@
     const block = device.blocks[choice.b], place = model.placements[choice.placement];
     const qubits = Math.log2(choice.b);
     const settings = !choice.signs ? 1 : choice.b === 4 ? 2 : 1 + qubits;
-    let circuits = 0, running = 0, blocks = 0, widest = 0, steps = 0;
+    const perJob = Math.floor(data.job_executions / choice.shots);
+    let circuits = 0, running = 0, blocks = 0, widest = 0, jobs = 0;
     for (const [components, times] of place.steps) {
       const n = Math.ceil(components / choice.b);
       const needed = Math.ceil(n / (block.chains * choice.rounds));
@@ -16,13 +17,13 @@
       running += settings * times * needed * choice.shots * shotS;
       blocks += times * n;
       widest = Math.max(widest, n);
-      steps += times;
+      jobs += times * Math.ceil(settings * needed / perJob);
     }
-    const scoring = running + data.job_s * circuits * choice.shots / data.job_executions;
+    const scoring = running + data.job_s * circuits / perJob;
     return {
       parameters: Math.floor(place.stored / choice.b) * choice.b * (choice.b - 1) / 2,
       blocks: blocks, circuits: circuits, cz: block.cz, qubits: qubits * widest,
-      scoring_s: scoring, writing_s: running + data.job_s * steps, usd: scoring * data.usd_per_s,
+      scoring_s: scoring, writing_s: running + data.job_s * jobs, usd: scoring * data.usd_per_s,
     };
   }
 

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from cua.cayley import n_parameters
 from cua.llm.architectures import active_parameters
-from cua.quantum.cost import Processor
-from cua.quantum.plan import JOB_OVERHEAD_S, MAX_EXECUTIONS
+from cua.quantum.cost import Processor, circuits_and_rounds
+from cua.quantum.plan import JOB_OVERHEAD_S, MAX_EXECUTIONS, per_job
 
 STEPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -105,6 +105,9 @@ def per_token(
 ) -> dict[str, float]:
     """Circuits, qubits, seconds and money of one token.
 
+    A step of n blocks on c chains takes, in each setting, C = ceil(n / (c rounds)) circuits that use a chain
+    r = ceil(n / (c C)) times: C shots (r (circuit_s + reset_s) + rep_delay_s) seconds, and two more for each job.
+
     Args:
         model, device: of :func:`model_sizes` and :func:`device_sizes`.
         placement: one of :data:`PLACEMENTS`.
@@ -117,20 +120,30 @@ def per_token(
     Returns:
         ``parameters`` of the adapter; ``blocks`` and ``circuits`` of a token; ``cz`` of a block's circuit; ``qubits``
         for the widest step at once; ``scoring_s``, where jobs carry many tokens of a known text, and ``writing_s``,
-        where each step of each token is a job of its own; ``usd`` of scoring.
+        where each step of each token is a job of its own, or more; ``usd`` of scoring.
+
+    Raises:
+        ValueError: for another placement or size, rounds below 1, or shots that no job carries.
     """
+    if placement not in PLACEMENTS:
+        raise ValueError(f"placement={placement!r}: one of {', '.join(PLACEMENTS)}")
+    if str(b) not in device["blocks"]:
+        raise ValueError(f"b={b}: {device['name']} was read for blocks of {', '.join(device['blocks'])}")
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds}: at least 1")
+    step = per_job(shots)
     block, steps = device["blocks"][str(b)], model["placements"][placement]["steps"]
     qubits = b.bit_length() - 1
     settings = 1 if not signs else 2 if b == 4 else 1 + qubits
-    circuits, running_s = 0, 0.0
+    circuits, running_s, jobs = 0, 0.0, 0
     for components, times in steps:
         n_blocks = math.ceil(components / b)
-        needed = math.ceil(n_blocks / (block["chains"] * rounds))
-        used = math.ceil(n_blocks / (block["chains"] * needed))  # rounds: no more than as many circuits want
+        needed, used = circuits_and_rounds(n_blocks, block["chains"], rounds)
         shot_s = used * (block["circuit_s"] + device["reset_s"]) + device["rep_delay_s"]
         circuits += settings * times * needed
         running_s += settings * times * needed * shots * shot_s
-    scoring_s = running_s + JOB_OVERHEAD_S * circuits * shots / MAX_EXECUTIONS
+        jobs += times * math.ceil(settings * needed / step)
+    scoring_s = running_s + JOB_OVERHEAD_S * circuits / step
     return {
         "parameters": model["placements"][placement]["stored"] // b * n_parameters(b),
         "blocks": sum(times * math.ceil(components / b) for components, times in steps),
@@ -138,7 +151,7 @@ def per_token(
         "cz": block["cz"],
         "qubits": qubits * max(math.ceil(components / b) for components, _ in steps),
         "scoring_s": scoring_s,
-        "writing_s": running_s + JOB_OVERHEAD_S * sum(times for _, times in steps),
+        "writing_s": running_s + JOB_OVERHEAD_S * jobs,
         "usd": scoring_s * usd_per_s,
     }
 

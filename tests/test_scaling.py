@@ -101,6 +101,30 @@ def test_a_chain_is_used_no_more_often_than_the_circuits_want(models, devices):
     assert per_token(small, devices[0], rounds=2)["circuits"] == 2
 
 
+def test_a_step_of_many_circuits_is_several_jobs(models, devices):
+    """10,000 shots: a job carries a thousand circuits, and down_proj of the largest has more."""
+    large = next(model for model in models if "405B" in model["name"])
+    one, ten = (per_token(large, devices[0], "every projection", 2, shots) for shots in (1, 10_000))
+    few = 4 * 126
+    assert one["writing_s"] - one["scoring_s"] == pytest.approx(2 * few, rel=1e-2)
+    assert ten["writing_s"] - ten["scoring_s"] + ten["circuits"] * 2 / 1000 > 2 * few
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"placement": "lm_head"}, "placement='lm_head': one of one v_proj, every v_proj"),
+        ({"b": 64}, "b=64: fake_marrakesh was read for blocks of 2, 4, 8"),
+        ({"rounds": 0}, "rounds=0: at least 1"),
+        ({"shots": 0}, "shots=0: a job carries 1 to 10,000,000 executions"),
+        ({"shots": 20_000_000}, "shots=20000000: a job carries"),
+    ],
+)
+def test_what_cannot_be_is_refused(models, devices, wrong, says):
+    with pytest.raises(ValueError, match=says):
+        per_token(models[0], devices[0], **wrong)
+
+
 def test_steps_of_a_layer_wait_for_each_other(models, devices):
     llama = next(model for model in models if "3.1-8B" in model["name"])
     every = per_token(llama, devices[0], "every projection")

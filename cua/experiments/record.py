@@ -257,7 +257,9 @@ class Record:
 
 
 def _device() -> str:
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    """Of this process so far: a GPU counts once it has been used."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_initialized() else ""
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads{gpu}"
 
 
 def _versions() -> dict[str, str]:

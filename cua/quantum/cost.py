@@ -4,10 +4,10 @@ One pass of T tokens through n blocks of b = 2^q components, in some settings, t
 
     settings x T x ceil(n / (chains x rounds))
 
-circuits, where ``chains`` is how many chains of q qubits fit on the device side by side, and each is used ``rounds``
-times in a shot.  A shot takes ``reset_s + rounds x circuit_s + (rounds - 1) x reset_s`` and the delay before the next
-one.  Waiting in a queue is not in it.  :class:`~cua.quantum.packing.PackedCircuit` and
-:class:`~cua.quantum.plan.Plan` say the same of 4x4 blocks on chosen pairs, gate by gate; a test compares the two.
+circuits, where ``chains`` is how many chains of q qubits fit on the device side by side, and each is used up to
+``rounds`` times in a shot.  A shot takes ``rounds x (circuit_s + reset_s)`` and the delay before the next one.  Waiting
+in a queue is not in it.  :class:`~cua.quantum.packing.PackedCircuit` and :class:`~cua.quantum.plan.Plan` say the same
+of 4x4 blocks on chosen pairs, gate by gate; a test compares the two.
 """
 
 from collections.abc import Sequence
@@ -22,10 +22,12 @@ from scipy.stats import special_ortho_group
 
 from cua.quantum.circuits import superdense_template, textbook_template
 from cua.quantum.layout import disjoint_paths
+from cua.quantum.noise import check_gates
 from cua.quantum.packing import REP_DELAY_S
-from cua.quantum.plan import MAX_EXECUTIONS, Plan, per_job
+from cua.quantum.plan import Plan, per_job
+from cua.quantum.shift import GENERATORS
 
-SHIFTS = 12  # settings more, for a gradient by the parameter-shift rule: see cua.quantum.shift
+SHIFTS = 2 * len(GENERATORS)  # settings more, for a gradient by the parameter-shift rule
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,11 @@ class Processor:
             sizes: of blocks, powers of two.
 
         Raises:
-            ValueError: for sizes that are no powers of two, or a device with other gates.
+            ValueError: for sizes that are no powers of two, a device with other gates, or without a time of a reset.
         """
-        resets = [p.duration for p in backend.target["reset"].values() if p and p.duration]
+        check_gates(backend)
+        if "reset" not in backend.target or not (resets := _durations(backend, "reset")):
+            raise ValueError(f"{backend.name}: its target names no time of a reset")
         blocks = {b: _block_circuit(backend, b) for b in sizes}
         delay = getattr(backend, "default_rep_delay", None) or REP_DELAY_S
         return cls(backend.name, backend.num_qubits, blocks, median(resets), delay)
@@ -98,7 +102,7 @@ class Processor:
             shots: of each circuit, in each setting.
             settings: 1 for magnitudes, 2 for signs of 4x4 blocks, 1 + log2(b) for those of others; 12 more for
                 gradients of 4x4 blocks.
-            rounds: how often a chain is used in a shot.
+            rounds: how often a chain may be used in a shot; no more often than as many circuits want.
 
         Raises:
             ValueError: for numbers below 1, a size that this processor was not read for, or more shots than a job may
@@ -110,9 +114,19 @@ class Processor:
                 raise ValueError(f"{name}={number}: at least 1")
         if b not in self.blocks:
             raise ValueError(f"b={b}: {self.name} was read for blocks of {', '.join(map(str, self.blocks))}")
-        circuits = settings * tokens * -(-n_blocks // (self.blocks[b].chains * rounds))
-        jobs = -(-circuits // per_job(shots, MAX_EXECUTIONS))
-        return Plan(circuits, shots, jobs, self.shot_s(b, rounds))
+        for_a_token, used = circuits_and_rounds(n_blocks, self.blocks[b].chains, rounds)
+        circuits = settings * tokens * for_a_token
+        return Plan(circuits, shots, -(-circuits // per_job(shots)), self.shot_s(b, used))
+
+
+def circuits_and_rounds(n_blocks: int, chains: int, rounds: int) -> tuple[int, int]:
+    """Circuits for one token in one setting, and how often each uses a chain: up to ``rounds`` times."""
+    circuits = -(-n_blocks // (chains * rounds))
+    return circuits, -(-n_blocks // (chains * circuits))
+
+
+def _durations(backend: BackendV2, name: str) -> list[float]:
+    return [p.duration for p in backend.target[name].values() if p and p.duration]
 
 
 def _block_circuit(backend: BackendV2, b: int) -> BlockCircuit:

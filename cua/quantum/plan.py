@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cua.quantum.estimate import MANY, sample
 from cua.quantum.packing import PackedCircuit
 
 MAX_EXECUTIONS = 10_000_000  # circuits times shots in one job (IBM, job limits)
 OPEN_PLAN_S = 600.0  # free QPU seconds in 28 days on IBM's Open Plan
 JOB_OVERHEAD_S = 2.0  # of every job, as IBM's documentation estimates it
-MANY = 1e15  # shots, that stand for infinitely many
 
 
 @dataclass(frozen=True)
@@ -169,5 +169,4 @@ class PerfectQubits(DryRun):
     ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
         """As :meth:`DryRun.measure`, with counts of ``shots`` shots."""
         x, expected = super().measure(x, settings)
-        counts = (self.rng.multinomial(self.shots, c / c.sum(-1, keepdims=True)) for c in expected)
-        return x, [c.astype(np.float64) for c in counts]
+        return x, [sample(counts, self.shots, self.rng).astype(np.float64) for counts in expected]

@@ -74,9 +74,9 @@ def parameter_shift(
     shots = stacked.sum(-1, keepdims=True)
     frequencies = stacked / np.maximum(shots, 1)
     squares = np.einsum("tni,tni->tn", x, x)
-    length = squares[..., None]
-    uncertain = y**2 + length / (4 * np.maximum(shots.mean(0), 1))
-    weight = grad_y * length * y / (2 * np.where(length > 0, uncertain, 1.0))
+    square = squares[..., None]
+    uncertain = y**2 + square / (4 * np.maximum(shots.mean(0), 1))
+    weight = grad_y * square * y / (2 * np.where(square > 0, uncertain, 1.0))
     slopes = np.einsum("tnk,jtnk->jtn", weight, (frequencies[:6] - frequencies[6:]) / 2)  # dL/dphi of each token
     grad_q = q @ np.einsum("jtn,jab->nab", slopes, GENERATORS) / 2
     # dx = phi J x / 2 for the three left multiplications, and along x itself y is proportional to it.

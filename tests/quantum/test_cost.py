@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import numpy as np
 import pytest
 from qiskit_ibm_runtime.fake_provider import FakeNighthawk
@@ -23,6 +25,18 @@ def test_time_is_that_of_the_packed_circuit(marrakesh, heron, rounds, tokens, se
     ours = heron.plan(1024, 4, tokens, 4096, settings, rounds)
     assert (ours.circuits, ours.shots, ours.jobs) == (exact.circuits, exact.shots, exact.jobs)
     assert ours.qpu_s == pytest.approx(exact.qpu_s, rel=0.02)
+
+
+def test_a_chain_is_used_no_more_often_than_the_circuits_want(heron):
+    assert heron.plan(144, rounds=17) == heron.plan(144, rounds=3) != heron.plan(144, rounds=2)
+
+
+def test_a_device_whose_target_names_no_time_of_a_reset_is_refused(mesh):
+    mesh = deepcopy(mesh)
+    for qubit in range(mesh.num_qubits):
+        mesh.target.update_instruction_properties("reset", (qubit,), None)
+    with pytest.raises(ValueError, match="its target names no time of a reset"):
+        Processor.of(mesh)
 
 
 def test_room_and_gates(marrakesh, heron):
