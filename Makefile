@@ -9,13 +9,13 @@ SITE   := book/_build/html/index.html
 CHAPTERS  := $(sort $(wildcard book/[0-9][0-9]_*.py))
 NOTEBOOKS := $(CHAPTERS:.py=.ipynb)
 
-.PHONY: help book html test lint unit nbval lab sync clean
+.PHONY: help book html check-site test lint unit nbval lab sync clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make book   re-run every chapter on the embedded model, then build the site"
 	@echo "make test   lint, unit tests, and every notebook against its stored outputs"
-	@echo "make html   build the site from the stored outputs"
+	@echo "make html   build the site from the stored outputs; make check-site walks it in a browser"
 	@echo "make lab    open the chapters in JupyterLab"
 	@echo "make sync   bring each chapter's .py and .ipynb into line (the newer one wins)"
 	@echo "make clean  remove the environment and everything built"
@@ -28,6 +28,9 @@ html: $(STAMP)
 	@$(BIN)/jupyter-book build . --path-output book --warningiserror --nitpick --keep-going
 	@echo "Open $(CURDIR)/$(SITE)"
 
+check-site: html
+	@$(BIN)/python -m pytest tests/site
+
 test: lint unit nbval
 
 lint: $(STAMP)
@@ -35,7 +38,7 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check cua tests
 
 unit: $(STAMP)
-	@$(BIN)/python -m pytest tests
+	@$(BIN)/python -m pytest tests --ignore tests/site
 
 nbval: $(STAMP)
 	@$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with book/nbval_sanitize.cfg $(NOTEBOOKS)

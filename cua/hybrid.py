@@ -6,6 +6,7 @@ with run_on_circuits(adapter, Execution(noise=DeviceNoise(backend), places=disjo
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from cua.adapter import Adapter
 from cua.cayley import cayley, skew
@@ -21,6 +23,7 @@ from cua.quantum.jobs import JobRunner
 from cua.quantum.mitigation import reset_response
 from cua.quantum.noise import DeviceNoise
 from cua.quantum.plan import DryRun
+from cua.quantum.shift import parameter_shift, shifted
 
 Runner = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # slices -> outputs, (tokens, n_blocks, b)
 
@@ -171,6 +174,52 @@ def run_on_device(
         return DeviceRunner(q, jobs, mitigation, None if importance is None else importance[layer], noise, layer)
 
     return run_blocks(adapter, runner)
+
+
+@contextmanager
+def train_on_device(adapter: Adapter, jobs: JobRunner | DryRun) -> Iterator[None]:
+    """Inside this context blocks run as jobs on a device, and gradients come from it, too: the parameter-shift rule.
+
+    with train_on_device(adapter, dry := DryRun(packed, shots=4096)):
+        next_token_nll(split.above(hidden), split.head, ids).backward()
+    print(dry.plan)
+
+    A forward pass takes two settings, to read signs from; a backward pass takes twelve more (see
+    :mod:`cua.quantum.shift`).  Everything outside of the blocks is computed as ever.
+
+    Args:
+        adapter: of 4x4 blocks that turn by less than a right angle (``max_k_norm`` below 2).
+        jobs: device, shots, journal and budget; or a :class:`~cua.quantum.plan.DryRun`, which computes exact gradients
+            and adds up what would be sent.
+
+    Raises:
+        ValueError: in the forward pass, see :class:`DeviceRunner`; errors of :class:`~cua.quantum.jobs.JobRunner`
+            inside.
+    """
+    with ExitStack() as stack:
+        for module in adapter.modules.values():
+            stack.callback(setattr, module, "executors", module.executors)
+            executor = partial(_ShiftedBlocks.apply, jobs)
+            module.executors = (executor,) * len(adapter.config.strides)
+        yield
+
+
+class _ShiftedBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, jobs: JobRunner | DryRun, x: Tensor, q: Tensor) -> Tensor:
+        slices, blocks = (t.detach().cpu().double().numpy() for t in (x.reshape(-1, *q.shape[:2]), q))
+        y = DeviceRunner(blocks, jobs)(slices)
+        ctx.jobs, ctx.arrays = jobs, (slices, blocks, y)
+        return torch.from_numpy(y).reshape(x.shape).to(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[None, Tensor, Tensor]:
+        slices, blocks, y = ctx.arrays
+        _, counts = ctx.jobs.measure(slices, shifted(blocks))
+        grads = parameter_shift(slices, blocks, y, grad.cpu().double().reshape(y.shape).numpy(), counts)
+        grad_x, grad_q = map(torch.from_numpy, grads)
+        return None, grad_x.reshape(grad.shape).to(grad), grad_q.to(grad)
 
 
 @contextmanager

@@ -1,7 +1,9 @@
 """A tiny random Llama for nearly everything, the embedded model for the rest."""
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the hub; without a network each attempt would wait for a minute
 
@@ -14,6 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cua import Adapter, cayley, n_parameters, skew
 from cua.llm.models import load_model
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 VOCABULARY = 97
 
@@ -133,6 +138,22 @@ def rotations() -> Callable[..., np.ndarray]:
         return cayley(scale[..., None, None] * k).numpy()
 
     return rotations
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Headless Chromium, or Chrome; one that does not call home."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    path = next(filter(None, map(shutil.which, names)), None)
+    if path is None:
+        pytest.skip("no Chromium or Chrome on this machine")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=quiet)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from qiskit.transpiler import CouplingMap
 from qiskit_ibm_runtime.executor_sampler import Sampler
 
 from cua import CUAConfig, attach, hybrid
-from cua.hybrid import DeviceRunner, run_on_device, slice_energies
+from cua.hybrid import DeviceRunner, run_on_device, slice_energies, train_on_device
 from cua.llm.evaluate import perplexity
 from cua.quantum.jobs import JobRunner
 from cua.quantum.journal import JournalError, read_events
@@ -273,3 +273,56 @@ def test_progress_is_shown_only_where_it_is_wanted(adapted, packed, tmp_path, ca
         ):
             model(ids)
         assert ("pass 0" in capfd.readouterr().err) == progress
+
+
+@pytest.fixture
+def two_layers(make_llama, move):
+    """Blocks in two layers and two strides, in double precision: gradients of the lower ones pass through the upper."""
+    model = make_llama(seed=3).double()
+    config = CUAConfig(target_modules=("v_proj",), layers=(1, 3), block_size=4, strides=(1, 4))
+    return model, move(attach(model, config), 0.2), torch.randint(0, 97, (1, 12))
+
+
+def gradients(model, adapter, ids) -> list[torch.Tensor]:
+    for theta in adapter.parameters():
+        theta.grad = None
+    model(ids, labels=ids).loss.backward()
+    return [theta.grad.clone() for theta in adapter.parameters()]
+
+
+def test_gradients_from_a_device_are_those_of_autograd(two_layers, packed):
+    model, adapter, ids = two_layers
+    exact = gradients(model, adapter, ids)
+    with train_on_device(adapter, dry := DryRun(packed, SHOTS)):
+        found = gradients(model, adapter, ids)
+    for theirs, ours in zip(exact, found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+        assert theirs.abs().max() > 1e-3
+    layers_of_blocks, blocks = 4, 8
+    assert dry.plan.circuits == 14 * layers_of_blocks * ids.numel() * packed.n_circuits(blocks)
+
+
+def test_an_interrupted_training_step_goes_on_bit_for_bit(adapted, packed, tmp_path, monkeypatch):
+    model, adapter, ids = adapted
+    run, left = EngineSampler.run, iter(range(9))
+
+    def interrupted(self, pubs):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return run(self, pubs)
+
+    def step(name: str) -> list[torch.Tensor]:
+        with (
+            jobs_of(packed, tmp_path / name, max_executions=20 * SHOTS) as jobs,
+            train_on_device(adapter, jobs),
+        ):
+            return gradients(model, adapter, ids)
+
+    whole = step("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(EngineSampler, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            step("run")
+    assert 3 < sum(event["event"] == "counts" for event in read_events(tmp_path / "run")) < 9  # in the backward pass
+    assert all(torch.equal(ours, again) for ours, again in zip(whole, step("run"), strict=True))
+    assert all(not module.executors for module in adapter.modules.values())

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 import cua
 from cua import CUAConfig
@@ -24,6 +24,7 @@ from cua.llm.prefix import SplitModel
 from cua.llm.train import TrainConfig, train
 
 TRAIN_WINDOW, TEST_WINDOW = 512, 1024
+LENGTHS = {"train": TRAIN_WINDOW, "selection": TEST_WINDOW, "test": TEST_WINDOW}
 GRADIENT_WINDOWS = 32  # of the train split, spread evenly: what blocks are chosen by
 
 
@@ -62,8 +63,22 @@ class Bench:
         """
         model, tokenizer = load_model()
         corpora = wikitext_splits() | ({"test": load_corpus("wikitext-2", "test")} if test else {})
-        lengths = {"train": TRAIN_WINDOW, "selection": TEST_WINDOW, "test": TEST_WINDOW}
+        return cls.of(model, tokenizer, corpora)
+
+    @classmethod
+    def of(
+        cls,
+        model: LlamaForCausalLM,
+        tokenizer: PreTrainedTokenizerBase,
+        corpora: dict[str, Corpus],
+        lengths: dict[str, int] = LENGTHS,
+        limits: dict[str, int] | None = None,
+    ) -> "Bench":
+        """Any model, and any text: split -> corpus, tokens a window, and at most so many windows, spread evenly."""
         tokens = {name: windows(tokenizer, corpus.text, lengths[name]) for name, corpus in corpora.items()}
+        for name, limit in (limits or {}).items():
+            if name in tokens and len(tokens[name]) > limit:
+                tokens[name] = tokens[name][torch.linspace(0, len(tokens[name]) - 1, limit).long()]
         data = {
             name: corpus.provenance()
             | {

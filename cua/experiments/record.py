@@ -18,6 +18,7 @@ from typing import Any
 
 import jsonschema
 import torch
+from accelerate import PartialState
 from filelock import FileLock, Timeout
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -161,7 +162,8 @@ def cell(number: dict[str, Any], digits: int = 2) -> str:
 class Record:
     """An experiment in the making; every :meth:`add` leaves a valid file behind.
 
-    Several processes may record one experiment: :meth:`missing` deals the runs out among them.
+    Several processes may record one experiment: :meth:`missing` deals the runs out among them.  Processes of one
+    ``accelerate launch`` share every run instead, and the first of them writes.
 
     Args:
         description: name, question, config, seeds, model and data.
@@ -197,6 +199,14 @@ class Record:
     def missing(self, keys: Iterable[str]) -> Iterator[str]:
         """Those of ``keys`` that are this process's to run: not recorded, and not in the making in another process."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        state = PartialState()
+        if state.num_processes > 1:
+            for key in keys:
+                state.wait_for_everyone()  # so that all see the same file
+                if not self.has(key):
+                    yield key
+            state.wait_for_everyone()
+            return
         for key in keys:
             claim = FileLock(self.path.with_suffix(f".{key.replace('/', '-')}.lock"), timeout=0)
             try:
@@ -211,6 +221,8 @@ class Record:
 
         A run made under another commit, device or versions says so itself.
         """
+        if not PartialState().is_main_process:
+            return
         with self._lock():
             self._read()
             now = {"git_commit": self._commit, "device": _device(), "versions": _versions()}
@@ -221,6 +233,8 @@ class Record:
 
     def finish(self, headline: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Mark the result complete."""
+        if not PartialState().is_main_process:
+            return self.result
         with self._lock():
             self._read()
             self.result |= {"headline": headline, "status": "complete"}
@@ -243,7 +257,9 @@ class Record:
 
 
 def _device() -> str:
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    """Of this process so far: a GPU counts once it has been used."""
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_initialized() else ""
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads{gpu}"
 
 
 def _versions() -> dict[str, str]:

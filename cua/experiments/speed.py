@@ -171,3 +171,19 @@ def peak_bytes(call: Callable[[], None]) -> int:
             current += event.nbytes()
             peak = max(peak, current)
     return peak
+
+
+def saved_bytes(call: Callable[[], None], model: nn.Module) -> int:
+    """Bytes that a forward pass keeps for its backward pass, weights apart.  Works on the meta device, too."""
+    seen = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in seen:
+            kept[storage._cdata] = storage  # held, so that no other one gets its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        call()
+    return sum(storage.nbytes() for storage in kept.values())

@@ -18,7 +18,7 @@ from cua.quantum.circuits import (
     textbook_template,
 )
 from cua.quantum.engine import NoisyCircuit
-from cua.quantum.estimate import QUARTER_TURN, sample, sign_constrained, sign_faithful
+from cua.quantum.estimate import MANY, QUARTER_TURN, sample, sign_constrained, sign_faithful
 from cua.quantum.mitigation import (
     depolarising_response,
     depolarising_strength,
@@ -146,7 +146,7 @@ class BlockRunner:
         """The slices that went in, and their counts in every setting, ``(tokens, n_blocks, b)`` each."""
         probabilities = (self.probabilities(x, setting) for setting in range(len(self.settings)))
         if self.execution.shots is None:
-            return x, [1e9 * p for p in probabilities]  # a billion shots stand for all
+            return x, [MANY * p for p in probabilities]
         return x, [sample(p, self.execution.shots // len(self.settings), self.rng) for p in probabilities]
 
     def probabilities(self, x: NDArray[np.float64], setting: int = 0) -> NDArray[np.float64]:

@@ -21,6 +21,7 @@ n + 1 settings tell the sign of every component relative to n others.
 import numpy as np
 from numpy.typing import NDArray
 
+MANY = 1e15  # shots, that stand for infinitely many
 _C, _S = np.sqrt(1 / 2), np.sqrt(1 / 6)  # cos 45°, sin 45°/sqrt(3)
 QUARTER_TURN = np.array([[_C, -_S, -_S, -_S], [_S, _C, _S, -_S], [_S, -_S, _C, _S], [_S, _S, -_S, _C]])
 """T, ``(4, 4)`` in SO(4): the second setting measures T Q x."""

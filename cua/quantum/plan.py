@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from cua.quantum.estimate import MANY, sample
 from cua.quantum.packing import PackedCircuit
 
 MAX_EXECUTIONS = 10_000_000  # circuits times shots in one job (IBM, job limits)
@@ -148,4 +149,24 @@ class DryRun:
         one = Plan.of(self.packed, x.shape[1], len(x), self.shots, len(settings), *limits)
         self.plan = one if self.plan is None else self.plan + one
         squares = [np.einsum("nij,tnj->tni", q, x) ** 2 + 1e-30 for q in settings]  # for slices that are all zeros
-        return x, [1e9 * y / y.sum(-1, keepdims=True) for y in squares]  # a billion shots stand for all
+        return x, [MANY * y / y.sum(-1, keepdims=True) for y in squares]
+
+
+class PerfectQubits(DryRun):
+    """A :class:`DryRun` that draws its counts: perfect qubits, but only so many shots.
+
+    Args:
+        packed, shots: as of the DryRun.
+        seed: of the shots.
+    """
+
+    def __init__(self, packed: PackedCircuit, shots: int, seed: int = 0) -> None:
+        super().__init__(packed, shots)
+        self.rng = np.random.default_rng(seed)
+
+    def measure(
+        self, x: NDArray[np.float64], settings: Sequence[NDArray[np.float64]]
+    ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+        """As :meth:`DryRun.measure`, with counts of ``shots`` shots."""
+        x, expected = super().measure(x, settings)
+        return x, [sample(counts, self.shots, self.rng).astype(np.float64) for counts in expected]

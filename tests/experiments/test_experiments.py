@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from cua import CUAConfig, attach
 from cua.experiments import hardware, noise_frontier, rate_selection, record, speed, v_proj_selection
 from cua.experiments.bench import Bench
 from cua.experiments.protocol import change_over_seeds_and_text, change_over_text
@@ -220,3 +222,17 @@ def test_few_ratios_have_no_interval(n):
     assert (ratio["low"] is None) == (ratio["high"] is None) == (n < 10)
     if n >= 10:
         assert 1.0 < ratio["low"] < 1.5 < ratio["high"] < 2.0
+
+
+def test_what_a_pass_keeps_is_less_than_its_peak_and_not_more_than_without_values(make_llama):
+    model, ids = make_llama().requires_grad_(False), torch.zeros(1, 64, dtype=torch.int64)
+    assert speed.saved_bytes(lambda: model.model(ids), model) == 0, "frozen"
+    attach(model, CUAConfig(("v_proj",), (1,)))
+    kept = speed.saved_bytes(lambda: model.model(ids), model)
+    assert 0.4 * speed.peak_bytes(lambda: model.model(ids)) < kept
+    assert kept < speed.peak_bytes(lambda: model.model(ids))
+    with torch.device("meta"):
+        empty = type(model)(model.config).requires_grad_(False)
+    attach(empty, CUAConfig(("v_proj",), (1,)))
+    without = speed.saved_bytes(lambda: empty.model(ids.to("meta")), empty)
+    assert kept <= without < 3 * kept, "there, attention is computed the plain way, which keeps more"

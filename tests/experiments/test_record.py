@@ -96,6 +96,17 @@ def test_the_file_is_valid_after_every_run(tmp_path):
     assert load_result("toy_study", tmp_path)["status"] == "complete"
 
 
+def test_a_gpu_is_named_once_it_has_been_used(monkeypatch, tmp_path):
+    made = Record(DESCRIPTION, tmp_path)
+    made.add("base", {"perplexity": 2.0}, 1.0)
+    monkeypatch.setattr(record.torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(record.torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    made.add("seed0", {"perplexity": 1.0}, 1.0)
+    runs = load_result("toy_study", tmp_path)["runs"]
+    assert "device" not in runs["base"]
+    assert runs["seed0"]["device"].endswith("threads, NVIDIA H200")
+
+
 def test_a_run_added_later_makes_a_finished_result_partial_again(tmp_path):
     """Its headline would no longer follow from its runs."""
     made = Record(DESCRIPTION, tmp_path)
