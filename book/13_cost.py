@@ -42,6 +42,7 @@ if importlib.util.find_spec("cua") is None:
     sys.path.insert(0, "cua-book")
 
 # %%
+import textwrap
 import tomllib
 
 import matplotlib.pyplot as plt
@@ -67,7 +68,8 @@ use_style()
 assumed = tomllib.loads((REPOSITORY / "book" / "assumptions.toml").read_text())
 for name, number in assumed.items():
     span = f" ({number['low']} to {number['high']})" if "low" in number else ""
-    print(f"{name:14} {number['value']:6} {number['unit']}{span}: {number['says']}")
+    says = f"{name:14} {number['value']:6} {number['unit']}{span}: {number['says']}"
+    print(textwrap.fill(says, 88, subsequent_indent=" " * 22))
 
 # %% [markdown]
 # ## A token, on the processor
@@ -112,7 +114,8 @@ print(f"left over: {(took_s - running_s) / circuits - 2:.1f} s for each circuit"
 layer = load_result("layer_cost")["headline"]
 rows = {}
 for name, says in (("blocks", "blocks"), ("lora", "LoRA")):
-    rows[says] = [quote(layer[f"cpu_512_alone_{name}"], 1), quote(layer[f"cpu_512_{name}_over_bare"], 2)]
+    alone, over_bare = layer[f"cpu_512_alone_{name}"], layer[f"cpu_512_{name}_over_bare"]
+    rows[says] = [quote(alone, 1), quote(over_bare, 2)]
 print(pd.DataFrame(rows, ["alone", "layer with it"]).T.to_string())
 print("the layer alone:", quote(layer["cpu_512_forward_bare"], 0))
 
@@ -197,7 +200,8 @@ for shots in (16, 256, 4096):
         found = torch.stack([gradient(window) for window in range(len(ids))])
     both = found.flatten(1), exact.flatten(1)
     cosine = torch.nn.functional.cosine_similarity(*both).mean()
-    print(f"{shots:5} shots: cosine {cosine:.2f}, length {both[0].norm(dim=1).div(both[1].norm(dim=1)).mean():.2f}")
+    length = both[0].norm(dim=1).div(both[1].norm(dim=1)).mean()
+    print(f"{shots:5} shots: cosine {cosine:.2f}, length {length:.2f}")
 others = torch.nn.functional.cosine_similarity(exact.flatten(1)[:, None], exact.flatten(1), dim=2)
 print(f"another window: cosine {others[~torch.eye(8, dtype=bool)].mean():.2f}")
 
@@ -220,9 +224,10 @@ for shots in (4096, 256, 16):
 
 # %%
 for shots in (8192, 256, 16):
-    step_s = heron.plan(1024, tokens=512, shots=shots, settings=2 + SHIFTS, rounds=17).qpu_s
-    usd = 240 * step_s * assumed["qpu_price"]["value"]
-    print(f"{shots:5} shots: {step_s:8,.0f} s a step, {240 * step_s / 86400:6.2f} days, {usd:11,.0f} USD")
+    plan = heron.plan(1024, tokens=512, shots=shots, settings=2 + SHIFTS, rounds=17)
+    step_s = plan.qpu_s
+    days, usd = 240 * step_s / 86400, 240 * step_s * assumed["qpu_price"]["value"]
+    print(f"{shots:5} shots: {step_s:8,.0f} s a step, {days:6.2f} days, {usd:11,.0f} USD")
 flops = 2 * 2 * 8.03e9 * 512
 step_s = flops / (1e12 * assumed["gpu_compute"]["value"]) / 0.4
 usd = 240 * step_s * assumed["gpu_price"]["value"] / 3600
@@ -265,10 +270,12 @@ print(f"one circuit takes {1e6 * heron.blocks[4].circuit_s:.1f} us, most of it t
 frontier = load_result("noise_frontier")["headline"]
 for device in ("torino", "marrakesh", "boston"):
     label = f"penalty_4x4_superdense_sign_faithful_fake_{device}_8192"
-    print(f"{device:10} {quote(frontier[f'{label}_none'])}, undone {quote(frontier[f'{label}_readout_depolarising'], 3)}")
+    undone = quote(frontier[f"{label}_readout_depolarising"], 3)
+    print(f"{device:10} {quote(frontier[f'{label}_none'])}, undone {undone}")
 for shots in (1024, 65536):
     label = f"penalty_4x4_superdense_sign_faithful_fake_marrakesh_{shots}"
-    print(f"marrakesh, {shots} shots: {quote(frontier[f'{label}_readout_depolarising'], 3)} (one seed)")
+    undone = quote(frontier[f"{label}_readout_depolarising"], 3)
+    print(f"marrakesh, {shots} shots: {undone} (one seed)")
 
 # %% [markdown]
 # Better gates would buy nothing here: **time alone stands in the way.** Blocks in many layers ask for more: raw noise takes
@@ -301,16 +308,18 @@ for strength in (0.05, 0.01, 0.001, 0.0003):
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sizes", "caption": "Live: seconds for a vector of 4,096 components at a squared error of one per cent, by block size. Squares: on a Heron, one round a shot, with today's delay and with none between shots; dotted: on a GPU at a thousandth of its peak."}, "image": {"alt": "Three rising lines against block sizes 2 to 16 on logarithmic axes. The processor with today's delay: from a tenth of a second to one second. Without a delay: from two thousandths to a tenth. The GPU: from a hundred-millionth to a ten-millionth."}}
 figure, axes = plt.subplots()
 sizes, epsilon = np.array(list(heron.blocks)), 0.01
-for delay, label, mark in ((heron.rep_delay_s, "250 µs between shots", "s-"), (0.0, "no delay", "s--")):
+delays = {"250 µs between shots": (heron.rep_delay_s, "s-"), "no delay": (0.0, "s--")}
+for label, (delay, mark) in delays.items():
     seconds = []
     for b, block in heron.blocks.items():
         shots, vectors = (b - 1) / (4 * epsilon), 4096 / b / block.chains
         seconds.append(vectors * shots * (block.circuit_s + heron.reset_s + delay))
     axes.loglog(sizes, seconds, mark, base=2, color=COLOURS["exact"], label=label)
 slow = 1e12 * assumed["gpu_compute"]["value"] / 1000
-axes.loglog(sizes, 2 * 4096 * sizes / slow, ":", base=2, color=COLOURS["base"], label="GPU, a thousandth of its peak")
-axes.set(xlabel="components of a block", ylabel="seconds a vector", xticks=sizes, xticklabels=sizes)
-axes.set_yscale("log")
+label = "GPU, a thousandth of its peak"
+axes.loglog(sizes, 2 * 4096 * sizes / slow, ":", color=COLOURS["base"], label=label)
+axes.set(xlabel="components of a block", ylabel="seconds a vector", yscale="log")
+axes.set(xticks=sizes, xticklabels=sizes)
 axes.legend()
 plt.show()
 

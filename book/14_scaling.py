@@ -68,16 +68,20 @@ assumed = tomllib.loads((REPOSITORY / "book" / "assumptions.toml").read_text())
 # configuration, by the classes that would load it, and stores nothing. So we attach the adapter and count.
 
 # %%
-names = {name: name.split("/")[1].removesuffix("-v0.1").removesuffix("-Instruct") for name in ARCHITECTURES}
-built = {short: meta_model(name) for name, short in names.items()}
+def short(name: str) -> str:
+    return name.split("/")[1].removesuffix("-v0.1").removesuffix("-Instruct")
+
+
+built = {short(name): meta_model(name) for name in ARCHITECTURES}
 
 # %%
 rows = {}
-for short, model in built.items():
-    billions = [f"{n / 1e9:.2f}" for n in (model.num_parameters(), active_parameters(model))]
+for name, model in built.items():
+    counts = model.num_parameters(), active_parameters(model)
     adapter = cua.attach(model, CUAConfig(("v_proj",)))
-    per_layer = len(next(iter(adapter.modules.values())).theta)
-    rows[short] = [*billions, model.config.num_hidden_layers, per_layer, f"{adapter.n_parameters:,}"]
+    layers, per_layer = len(adapter.modules), len(next(iter(adapter.modules.values())).theta)
+    rows[name] = [f"{n / 1e9:.2f}" for n in counts]
+    rows[name] += [layers, per_layer, f"{adapter.n_parameters:,}"]
     adapter.detach()
 columns = ["billions", "active", "layers", "blocks a layer", "parameters, every v_proj"]
 print(pd.DataFrame(rows, columns).T.to_string())
@@ -96,28 +100,31 @@ print(pd.DataFrame(rows, columns).T.to_string())
 
 # %%
 heron = Processor.of(FakeMarrakesh())
-sizes, device = [model_sizes(short, model) for short, model in built.items()], device_sizes(heron)
+sizes = [model_sizes(name, model) for name, model in built.items()]
+device = device_sizes(heron)
 
 # %%
-rows = {}
+rows, keys = {}, ("blocks", "circuits", "scoring_s", "writing_s")
 for model in sizes:
     for placement in ("one v_proj", "every v_proj", "every projection"):
         found = per_token(model, device, placement, rounds=17)
-        rows[model["name"], placement] = [f"{found[key]:,.0f}" for key in ("blocks", "circuits", "scoring_s", "writing_s")]
+        rows[model["name"], placement] = [f"{found[key]:,.0f}" for key in keys]
 table = pd.DataFrame(rows, ["blocks", "circuits", "s scoring", "s writing"]).T
-print(table.loc[["SmolLM2-135M", "Llama-3.1-8B", "Llama-3.1-405B", "Qwen3-235B-A22B"]].to_string())
+shown = ["SmolLM2-135M", "Llama-3.1-8B", "Llama-3.1-405B", "Qwen3-235B-A22B"]
+print(table.loc[shown].to_string())
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-models", "caption": "Live: seconds of a processor for one token (scoring, 4×4 blocks, 8,192 shots, up to seventeen rounds, FakeMarrakesh) against parameters of the model, for three placements; open: mixtures of experts. Star: the paper's run, by our reading, everything included. Dotted: one hour."}, "image": {"alt": "Three rising sets of points on logarithmic axes. One v_proj: two to ten seconds. Every v_proj: from about one minute to twenty-four. Every projection: from four minutes to nearly four hours. The paper's run, on one v_proj, lies at three minutes."}}
 figure, axes = plt.subplots()
-looks = {"one v_proj": ("o", "exact"), "every v_proj": ("s", "sign-constrained"), "every projection": ("D", "paper")}
-for placement, (mark, colour) in looks.items():
+colours = COLOURS["exact"], COLOURS["sign-constrained"], COLOURS["paper"]
+looks = zip(("one v_proj", "every v_proj", "every projection"), "osD", colours, strict=True)
+for placement, mark, colour in looks:
     for model in sizes:
-        mixture = model["active"] < model["parameters"]
+        fill = "none" if model["active"] < model["parameters"] else colour
         seconds = per_token(model, device, placement, rounds=17)["scoring_s"]
-        fill = "none" if mixture else COLOURS[colour]
-        axes.loglog(model["parameters"], seconds, mark, color=COLOURS[colour], markerfacecolor=fill)
-    axes.plot([], [], mark, color=COLOURS[colour], label=placement)
-axes.plot(8.03e9, 4.4 * 3600 / 83, "*", markersize=12, color=COLOURS["base"], label="paper's run, one v_proj")
+        axes.loglog(model["parameters"], seconds, mark, color=colour, markerfacecolor=fill)
+    axes.plot([], [], mark, color=colour, label=placement)
+label = "paper's run, one v_proj"
+axes.plot(8.03e9, 4.4 * 3600 / 83, "*", markersize=12, color=COLOURS["base"], label=label)
 axes.axhline(3600, linestyle=":", color=COLOURS["base"])
 axes.set(xlabel="parameters of the model", ylabel="seconds a token")
 axes.legend()
@@ -131,9 +138,11 @@ plt.show()
 
 # %%
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Nighthawk's errors are stand-ins; nothing here depends on them
+    # Nighthawk's errors are stand-ins; nothing here depends on them.
+    warnings.simplefilter("ignore")
     others = [Processor.of(backend()) for backend in (FakeBoston, FakeNighthawk)]
-display(HTML(page(sizes, [device, *map(device_sizes, others)], assumed["qpu_price"]["value"], rounds=17)))
+devices, usd = [device, *map(device_sizes, others)], assumed["qpu_price"]["value"]
+display(HTML(page(sizes, devices, usd, rounds=17)))
 
 # %% [markdown]
 # A choice has an address: add `#scaling?b=8&shots=1024&placement=every%20v_proj` to this page's.
@@ -157,11 +166,12 @@ print(pd.DataFrame(rows, [*PLACEMENTS, "one v_proj, all shots"]).T.to_string())
 # nothing to wait for but the shots of one step after the other:
 
 # %%
-for short in ("SmolLM2-135M", "Llama-3.1-8B", "Llama-3.1-405B"):
-    model = next(model for model in sizes if model["name"] == short)
+for name in ("SmolLM2-135M", "Llama-3.1-8B", "Llama-3.1-405B"):
+    model = next(model for model in sizes if model["name"] == name)
     for placement in ("every v_proj", "every projection"):
         steps = sum(times for _, times in model["placements"][placement]["steps"])
-        print(f"{short:15} {placement:17} {steps:4} steps: {steps * 8192 * heron.shot_s(4):7,.0f} s a token")
+        seconds = steps * 8192 * heron.shot_s(4)
+        print(f"{name:15} {placement:17} {steps:4} steps: {seconds:7,.0f} s a token")
 
 # %% [markdown]
 # For every `v_proj` of Llama 3.1 8B 67 seconds, where one Heron takes 91 with its pairs used seventeen times: **seventeen
@@ -193,10 +203,12 @@ step = saved_bytes(lambda: model.model(ids), model)
 _ = adapter.detach()
 
 # %%
-print(f"weights {2 * model.num_parameters() / 1e9:.1f} GB, kept for the backward pass at most {step / 1e9:.1f} GB")
+print(f"weights {2 * model.num_parameters() / 1e9:.1f} GB")
+print(f"kept for the backward pass at most {step / 1e9:.1f} GB")
 windows = {"train": 2048, "selection": 247, "test": 282}  # of WikiText-2, about
 tokens = sum(n * length for n, length in zip(windows.values(), (512, 1024, 1024), strict=True))
-print(f"hidden states in the computer's memory: {2 * tokens * model.config.hidden_size / 1e9:.1f} GB")
+states = 2 * tokens * model.config.hidden_size
+print(f"hidden states in the computer's memory: {states / 1e9:.1f} GB")
 forward, backward = PAPER_8B.layer_tokens(model.config.num_hidden_layers, windows)
 flops = 2 * (forward + backward) * model.num_parameters() / model.config.num_hidden_layers
 for card, name in (("24 GB card", "small_card"), ("H200", "gpu_compute")):
