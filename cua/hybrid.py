@@ -184,7 +184,7 @@ def train_on_device(adapter: Adapter, jobs: JobRunner | DryRun) -> Iterator[None
         next_token_nll(split.above(hidden), split.head, ids).backward()
     print(dry.plan)
 
-    A forward pass takes two settings, to read signs from; a backward pass takes twelve more (see
+    A forward pass takes two settings, to read signs from; a backward pass takes six more (see
     :mod:`cua.quantum.shift`).  Everything outside of the blocks is computed as ever.
 
     Args:

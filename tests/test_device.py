@@ -299,7 +299,7 @@ def test_gradients_from_a_device_are_those_of_autograd(two_layers, packed):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
         assert theirs.abs().max() > 1e-3
     layers_of_blocks, blocks = 4, 8
-    assert dry.plan.circuits == 14 * layers_of_blocks * ids.numel() * packed.n_circuits(blocks)
+    assert dry.plan.circuits == (2 + 6) * layers_of_blocks * ids.numel() * packed.n_circuits(blocks)
 
 
 def test_an_interrupted_training_step_goes_on_bit_for_bit(adapted, packed, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Training with gradients that a quantum computer could measure: how few shots do they need?
 
-The parameter-shift rule of :mod:`cua.quantum.shift` on perfect qubits, all fourteen settings with the same number of
+The parameter-shift rule of :mod:`cua.quantum.shift` on perfect qubits, all eight settings with the same number of
 shots, beside the exact gradient; the paper's placement on the embedded model, read exactly when it is measured.
 """
 

@@ -100,8 +100,8 @@ class Processor:
             b: components of a block.
             tokens: that go through it.
             shots: of each circuit, in each setting.
-            settings: 1 for magnitudes, 2 for signs of 4x4 blocks, 1 + log2(b) for those of others; 12 more for
-                gradients of 4x4 blocks.
+            settings: 1 for magnitudes, 2 for signs of 4x4 blocks, 1 + log2(b) for those of others;
+                :data:`SHIFTS` more for gradients of 4x4 blocks.
             rounds: how often a chain may be used in a shot; no more often than as many circuits want.
 
         Raises:

@@ -1,7 +1,7 @@
 """Gradients from circuits: the parameter-shift rule for 4x4 blocks.
 
-A small rotation in front of a block, Q -> Q exp(phi J / 2), is for each of six J the same circuit with other angles.
-The J are the multiplications by the quaternion units i, j, k, from the left and from the right: J^2 = -I, so that
+A small rotation in front of a block, Q -> Q exp(phi J / 2), is for each of three J the same circuit with other angles.
+The J are the multiplications by the quaternion units i, j, k from the left: J^2 = -I, so that
 
     exp(phi J / 2) = cos(phi/2) I + sin(phi/2) J,
 
@@ -11,9 +11,10 @@ arXiv:1803.00745; Schuld et al., arXiv:1811.11184):
 
     dp_k/dphi = (p_k(pi/2) - p_k(-pi/2)) / 2.
 
-The six span the tangent space of SO(4) at Q, so twelve settings give the gradient of all six numbers of a block,
-however they parameterise it; and three of them, left multiplications, turn x into every direction that keeps its
-length, so that the same counts give the gradient of what went in, for blocks of layers below.
+The three J turn x into every direction that keeps its length, and along x itself y is proportional to it.  So six
+settings give dL/dx, and with x known dL/dQ follows: along SO(4) it is Q times the skew part of sum_t dL/dx_t x_t^T.  No
+more settings than six, however many parameters a block has and however many blocks there are, for each block's own
+outcomes are read.
 
 Nothing here needs a quantum computer: with Q and x known, dL/dQ = dL/dy x^T is one outer product.  It is what training
 *on* a device takes if nothing but counts is to be trusted.
@@ -24,22 +25,18 @@ from numpy.typing import NDArray
 
 from cua.quantum.circuits import quaternion_product
 
-_UNITS = np.eye(4)[1:]
-GENERATORS = np.stack(
-    [quaternion_product(unit, np.eye(4)).T for unit in _UNITS]
-    + [quaternion_product(np.eye(4), unit).T for unit in _UNITS]
-)
-"""J, ``(6, 4, 4)``: multiplications by i, j, k from the left, then from the right; skew-symmetric, <J, J'> = 4 or 0."""
+GENERATORS = np.stack([quaternion_product(unit, np.eye(4)).T for unit in np.eye(4)[1:]])
+"""J, ``(3, 4, 4)``: multiplications by i, j, k from the left; skew-symmetric."""
 
 
 def shifted(q: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """The twelve settings: Q exp(+pi/4 J) for each J, then Q exp(-pi/4 J).
+    """The six settings: Q exp(+pi/4 J) for each J, then Q exp(-pi/4 J).
 
     Args:
         q: ``(n_blocks, 4, 4)`` in SO(4).
 
     Returns:
-        Twelve arrays like ``q``.
+        Six arrays like ``q``.
     """
     return [q @ (np.eye(4) + sign * generator) / np.sqrt(2) for sign in (1, -1) for generator in GENERATORS]
 
@@ -60,7 +57,7 @@ def parameter_shift(
         q: blocks ``(n_blocks, 4, 4)``.
         y: what was read from the blocks, signs and all, ``(tokens, n_blocks, 4)``.
         grad_y: dL/dy, of that shape.
-        counts: of the twelve settings of :func:`shifted`, ``(tokens, n_blocks, 4)`` each, from N shots.
+        counts: of the six settings of :func:`shifted`, ``(tokens, n_blocks, 4)`` each, from N shots.
 
     Returns:
         dL/dx, ``(tokens, n_blocks, 4)``, and dL/dQ, ``(n_blocks, 4, 4)``: of all matrices with the right derivative
@@ -77,10 +74,12 @@ def parameter_shift(
     square = squares[..., None]
     uncertain = y**2 + square / (4 * np.maximum(shots.mean(0), 1))
     weight = grad_y * square * y / (2 * np.where(square > 0, uncertain, 1.0))
-    slopes = np.einsum("tnk,jtnk->jtn", weight, (frequencies[:6] - frequencies[6:]) / 2)  # dL/dphi of each token
-    grad_q = q @ np.einsum("jtn,jab->nab", slopes, GENERATORS) / 2
-    # dx = phi J x / 2 for the three left multiplications, and along x itself y is proportional to it.
-    directions = np.einsum("jab,tnb->jtna", GENERATORS[:3], x)
+    half = len(GENERATORS)
+    slopes = np.einsum("tnk,jtnk->jtn", weight, (frequencies[:half] - frequencies[half:]) / 2)  # dL/dphi of each token
+    # dx = phi J x / 2 in three directions, and along x itself y is proportional to it.
+    directions = np.einsum("jab,tnb->jtna", GENERATORS, x)
     along = np.einsum("tni,tni->tn", grad_y, y)
-    grad_x = 2 * np.einsum("jtn,jtna->tna", slopes[:3], directions) + along[..., None] * x
-    return grad_x / np.where(squares > 0, squares, 1.0)[..., None], grad_q
+    grad_x = 2 * np.einsum("jtn,jtna->tna", slopes, directions) + along[..., None] * x
+    grad_x /= np.where(squares > 0, squares, 1.0)[..., None]
+    outer = np.einsum("tna,tnb->nab", grad_x, x)
+    return grad_x, q @ (outer - outer.mT) / 2

@@ -60,7 +60,7 @@ def test_the_papers_run_is_the_number_of_circuits_that_a_full_matching_needs(her
     assert full.plan(1024, tokens=83).circuits == 1328
 
 
-def test_a_gradient_has_twelve_settings():
+def test_a_gradient_has_six_settings():
     assert len(shifted(np.eye(4)[None])) == SHIFTS
 
 
