@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cua import CUAConfig
-from cua.experiments import layer_cost, shift_training
+from cua import CUAConfig, attach, save
+from cua.experiments import few_shots, layer_cost, shift_training
 from cua.experiments.bench import Bench
 from cua.experiments.record import Record, check
 from cua.llm.data import load_corpus
@@ -48,12 +48,40 @@ def test_the_layer_is_that_of_the_papers_model():
     assert sum(p.numel() for p in layer.model.layers[0].parameters()) == 218_112_000
 
 
-def test_training_with_measured_gradients_comes_near_the_exact_ones(make_llama, make_tokenizer, monkeypatch, tmp_path):
+@pytest.fixture
+def small_bench(make_llama, make_tokenizer, monkeypatch):
     model = make_llama(hidden_size=32).requires_grad_(False)
     corpora = {"train": load_corpus("news", "train"), "selection": load_corpus("news", "validation")}
     bench = Bench.of(model, make_tokenizer(False), corpora, dict.fromkeys(corpora, 16), dict.fromkeys(corpora, 8))
     monkeypatch.setattr(Bench, "prepare", lambda test: bench if not test else pytest.fail("looks at the test split"))
-    monkeypatch.setattr(shift_training, "identity", lambda model: {"name": "m", "parameters": 1, "dtype": "float32"})
+    for study in (few_shots, shift_training):
+        monkeypatch.setattr(study, "identity", lambda model: {"name": "m", "parameters": 1, "dtype": "float32"})
+    return bench
+
+
+def test_fewer_shots_cost_more_and_noise_more_than_none(small_bench, move, monkeypatch, tmp_path):
+    study = replace(few_shots.BOUNDED, name="small", adapter=CUAConfig(("v_proj",), (1,)))
+    monkeypatch.setattr(few_shots, "BOUNDED", study)
+    monkeypatch.setattr(few_shots, "ADAPTERS", tmp_path)
+    monkeypatch.setattr(few_shots, "WINDOWS", 6)
+    monkeypatch.setattr(few_shots, "SHOTS", (4, 100_000_000))
+    monkeypatch.setattr(few_shots, "Record", lambda description: Record(description, tmp_path))
+    for seed in few_shots.SEEDS:
+        adapter = move(attach(small_bench.model, study.adapter), 0.2)
+        save(adapter, tmp_path / "small" / f"exact-seed{seed}")
+        adapter.detach()
+    result = few_shots.run()
+    check(result)
+    assert len(result["runs"]) == 1 + 3 * (1 + 2 * 2)
+    few, many = (abs(result["headline"][f"penalty_perfect_{shots}"]["value"]) for shots in few_shots.SHOTS)
+    noisy = abs(result["headline"]["penalty_fake_marrakesh_100000000"]["value"])
+    assert many < 0.01 < few
+    assert many < noisy < few
+    assert result["runs"]["exact/0"]["nll"] != result["runs"]["base"]["nll"]
+    assert not any(hasattr(module, "theta") for module in small_bench.model.modules()), "the adapter is off again"
+
+
+def test_training_with_measured_gradients_comes_near_the_exact_ones(small_bench, monkeypatch, tmp_path):
     monkeypatch.setattr(shift_training, "Record", lambda description: Record(description, tmp_path))
     study = replace(shift_training.BOUNDED, adapter=CUAConfig(("v_proj",), (1,)))
     monkeypatch.setattr(shift_training, "BOUNDED", study)
@@ -68,4 +96,4 @@ def test_training_with_measured_gradients_comes_near_the_exact_ones(make_llama, 
     assert abs(headline["against_exact_100000"]["value"]) < abs(headline["against_exact_16"]["value"])
     losses = {key: run["train_loss"] for key, run in result["runs"].items() if key != "base"}
     assert losses["16/seed0"] != losses["exact/seed0"], "gradients are measured"
-    assert not any(hasattr(module, "theta") for module in model.modules()), "the adapter is off again"
+    assert not any(hasattr(module, "theta") for module in small_bench.model.modules()), "the adapter is off again"
