@@ -79,7 +79,7 @@ def run() -> dict[str, Any]:
     for seed in SEEDS:
         work[f"exact/{seed}"] = (seed,)
         work |= {f"{qubits}/{shots}/{seed}": (seed, qubits, shots) for qubits in QUBITS for shots in SHOTS}
-    for key in record.missing(["base", *tqdm(work, desc=NAME, unit="run")]):
+    for key in record.missing(tqdm(["base", *work], desc=NAME, unit="run")):
         started = time.perf_counter()
         run = run_of(perplexity(bench.model, ids, split=split, prefix=prefix)) if key == "base" else measure(*work[key])
         record.add(key, run, time.perf_counter() - started)
