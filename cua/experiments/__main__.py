@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from cua.experiments import EXPERIMENTS
-from cua.experiments.record import ADAPTERS, RESULTS, load_result
+from cua.experiments.record import ADAPTERS, RESULTS, git_commit, load_result
 
 
 def main() -> None:
@@ -36,6 +36,10 @@ def main() -> None:
         except (KeyError, FileNotFoundError) as error:
             parser.error(error.args[0])
         return
+    try:
+        git_commit()  # before hours are spent
+    except RuntimeError as error:
+        parser.error(error.args[0])
     for name in arguments.names:
         _, run = EXPERIMENTS[name]
         print(json.dumps(run()["headline"], indent=1))

@@ -99,6 +99,9 @@ class PaperProfile:
         corpora = wikitext_splits() | {"test": load_corpus("wikitext-2", "test")}
         state = PartialState(cpu=not torch.cuda.is_available())
         device_map = None if state.device.type == "cpu" else {"": state.device}
+        where = "a CPU, for PyTorch finds no GPU: weeks for 8B" if device_map is None else str(state.device)
+        text = corpora["train"]
+        state.print(f"{self.model} on {where}; trained on {text.name}, {text.split} ({text.source})")
         model, tokenizer = load_model(self.model, dtype=getattr(torch, self.dtype), device_map=device_map)
         bench = Bench.of(model, tokenizer, corpora, dict(self.lengths), dict(self.limits))
         record = Record(

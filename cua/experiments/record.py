@@ -175,7 +175,7 @@ class Record:
 
     def __init__(self, description: dict[str, Any], folder: Path = RESULTS) -> None:
         self.path = folder / f"{description['name']}.json"
-        self._commit = _git_commit()
+        self._commit = git_commit()
         fresh = json.loads(json.dumps(description)) | {
             "status": "partial",
             "versions": _versions(),
@@ -269,13 +269,19 @@ def _versions() -> dict[str, str]:
 
 
 @cache
-def _git_commit() -> str:
-    """The commit of the code that is loaded, not of what is checked out hours later."""
+def git_commit() -> str:
+    """The commit of the code that is loaded, not of what is checked out hours later.
+
+    Raises:
+        RuntimeError: outside of a git clone.
+    """
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        try:
+            done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        except (FileNotFoundError, subprocess.CalledProcessError):
+            raise RuntimeError(f"a record names the commit of its code: {REPOSITORY} has to be a git clone") from None
+        return done.stdout.strip()
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *_CODE)
     return git("rev-parse", "HEAD") + ("-dirty" if changed else "")

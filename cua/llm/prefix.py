@@ -48,8 +48,11 @@ class SplitModel:
 
     def prefix(self, ids: Tensor, *, progress: bool = False) -> Tensor:
         """:meth:`below` for many windows, one at a time and kept on the CPU: ``(n, T)`` to ``(n, T, d)``."""
-        steps = tqdm(ids.split(1), desc="frozen prefix", unit="window", disable=not progress)
-        return torch.cat([self.below(window).cpu() for window in steps])
+        # Room for all of it at once: of large models it is gigabytes, and no second copy is to be made.
+        hidden = torch.empty(*ids.shape, self.head.in_features, dtype=self._below.dtype)
+        for i in tqdm(range(len(ids)), desc="frozen prefix", unit="window", disable=not progress):
+            hidden[i] = self.below(ids[i, None])[0]
+        return hidden
 
     def check_prefix(self, prefix: Tensor, ids: Tensor) -> None:
         """Recompute the first window of a prefix, at the cost of one forward pass below layer l.

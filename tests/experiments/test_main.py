@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cua.experiments import EXPERIMENTS
+from cua.experiments import EXPERIMENTS, __main__
 from cua.experiments.__main__ import main
 from cua.experiments.record import ADAPTERS, RESULTS, SCHEMA
 
@@ -26,6 +26,17 @@ def test_an_unknown_name_lists_the_known_ones(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(monkeypatch, "v_proj_two")
     assert "v_proj_one" in capsys.readouterr().err
+
+
+def test_outside_of_a_clone_nothing_is_begun(monkeypatch, capsys, tmp_path):
+    def no_commit() -> None:
+        raise RuntimeError("has to be a git clone")
+
+    monkeypatch.setattr(__main__, "git_commit", no_commit)
+    monkeypatch.setitem(EXPERIMENTS, "v_proj_one", ("?", lambda: pytest.fail("begun")))
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "v_proj_one")
+    assert "has to be a git clone" in capsys.readouterr().err
 
 
 def test_experiments_run_in_the_order_of_their_names(monkeypatch, capsys):

@@ -66,10 +66,13 @@ def here(monkeypatch, tmp_path):
     return tmp_path
 
 
-def test_the_profile_chooses_trains_measures_and_records(folder, here):
+def test_the_profile_chooses_trains_measures_and_records(folder, here, capsys):
     profile = replace(SMALL, model=str(folder))
     result = profile.run()
     check(result)
+    said = capsys.readouterr().out
+    assert f"{folder} on {'a CPU' if not torch.cuda.is_available() else 'cuda'}" in said
+    assert "trained on news, train (embedded)" in said
     runs, headline = result["runs"], {name: number["value"] for name, number in result["headline"].items()}
     assert result["status"] == "complete"
     assert list(runs)[:3] == CHOOSING

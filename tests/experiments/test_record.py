@@ -121,12 +121,22 @@ def test_a_run_added_later_makes_a_finished_result_partial_again(tmp_path):
 
 def test_a_run_of_another_commit_says_so(tmp_path, monkeypatch):
     Record(DESCRIPTION, tmp_path).add("base", {"perplexity": 2.0}, 1.0)
-    monkeypatch.setattr(record, "_git_commit", lambda: 40 * "a")
+    monkeypatch.setattr(record, "git_commit", lambda: 40 * "a")
     monkeypatch.setattr(record, "_device", lambda: "abacus")
     Record(DESCRIPTION, tmp_path).add("seed0", {"perplexity": 1.0}, 1.0)
     runs = load_result("toy_study", tmp_path)["runs"]
     assert runs == {"base": {"perplexity": 2.0},
                     "seed0": {"perplexity": 1.0, "git_commit": 40 * "a", "device": "abacus"}}  # fmt: skip
+
+
+def test_outside_of_a_clone_the_reason_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "REPOSITORY", tmp_path)
+    record.git_commit.cache_clear()
+    with pytest.raises(RuntimeError, match=f"{tmp_path} has to be a git clone"):
+        record.git_commit()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="names the commit of its code"):
+        record.git_commit()
 
 
 def test_a_bad_run_leaves_the_file_as_it_was(tmp_path):

@@ -163,6 +163,10 @@ def test_prefix_of_many_windows_is_that_of_each(frozen, ids):
     torch.testing.assert_close(prefix, split.below(ids), rtol=0, atol=1e-5)
 
 
+def test_a_prefix_has_the_models_precision(make_llama, ids):
+    assert SplitModel(make_llama().bfloat16(), 2).prefix(ids).dtype == torch.bfloat16
+
+
 def test_a_prefix_is_accepted_for_its_own_windows_only(frozen, make_llama, ids):
     split = SplitModel(frozen, 2)
     prefix = split.prefix(ids)
