@@ -44,6 +44,7 @@ if importlib.util.find_spec("cua") is None:
 # %%
 import textwrap
 import tomllib
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -99,44 +100,52 @@ print(f"a job for each circuit, 2 s each: {circuits * 2 / 60:.0f} min")
 print(f"left over: {(took_s - running_s) / circuits - 2:.1f} s for each circuit")
 
 # %% [markdown]
-# Shots explain a sixth of it, jobs another sixth at most. The rest may be transfer, compilation, the queue (nothing says whether it
-# is counted), or a longer delay between shots: 1.4 ms in place of 0.25 would do. Only the sixth has to be: by the limits
-# that IBM documents, the same circuits fit into two jobs.
+# Shots explain a sixth of it, jobs another sixth at most. The delay between shots is a user's choice: at the longest that such a
+# device takes, 0.5 ms in place of 0.25, shots would explain a third. The rest may be transfer, compilation, or the queue; nothing says
+# whether that is counted. Only the sixth has to be: by the limits that IBM documents, the same circuits fit into two jobs.
 #
 # ## A token, on other machines
 #
 # **Recorded** ({download}`layer_cost.json <results/layer_cost.json>`): one decoder layer of Llama 3.1 8B at its true
-# dimensions, with random weights, on two cores of a CPU; what the blocks take alone, what LoRA of rank 1 takes in the same
-# place (5,120 parameters, to the blocks' 6,144), and the layer without either, in microseconds a token, 512 tokens at
-# once:
+# dimensions, with random weights in float32, on two cores of a CPU: what the blocks take alone, what LoRA of rank 1 takes in the
+# same place (5,120 parameters, to the blocks' 6,144), the layer with either against the bare one, and the bare layer, for 512 tokens
+# at once and for one:
 
 # %%
 layer = load_result("layer_cost")["headline"]
 rows = {}
-for name, says in (("blocks", "blocks"), ("lora", "LoRA")):
-    alone, over_bare = layer[f"cpu_512_alone_{name}"], layer[f"cpu_512_{name}_over_bare"]
-    rows[says] = [quote(alone, 1), quote(over_bare, 2)]
-print(pd.DataFrame(rows, ["alone", "layer with it"]).T.to_string())
-print("the layer alone:", quote(layer["cpu_512_forward_bare"], 0))
+for tokens in (512, 1):
+    for name, says in (("blocks", "blocks"), ("lora", "LoRA")):
+        alone, over_bare = (f"cpu_{tokens}_{key}" for key in (f"alone_{name}", f"{name}_over_bare"))
+        rows[tokens, says] = [quote(layer[alone], 1), quote(layer[over_bare], 2)]
+    rows[tokens, "bare layer"] = [quote(layer[f"cpu_{tokens}_forward_bare"], 0), ""]
+print(pd.DataFrame(rows, ["time", "layer with it"]).T.to_string())
 
 # %% [markdown]
-# A GPU was not at hand. What it can do at best follows from its data sheet. In a large batch this is so little arithmetic
-# that reading a vector of 4,096 numbers and writing the result back decides, in bfloat16. A single token in a kernel of its
-# own waits for that kernel, some five microseconds. For the whole model and a single text, reading its weights decides.
+# The blocks' time includes computing $Q$ from its parameters at every call, most of it for a single token; the layer feels neither
+# among many tokens.
+#
+# A GPU was not at hand. What it can do at best follows from its data sheet. *Scoring* a known text, many tokens are computed
+# together: then the blocks do two operations for each byte in bfloat16, far fewer than would keep the arithmetic busy, and reading a
+# vector of 4,096 numbers and writing the result back decides; for the whole model arithmetic does. *Writing*, one token follows
+# the other: the blocks wait for a kernel of their own, some five microseconds if one kernel does it all and $Q$ is at hand; the model
+# waits for its weights.
+#
+# On a GPU there is something better still. Blocks that are read exactly can be **merged** into the weight behind them (chapter
+# [2](02_llama_insertion)), as LoRA can: then they take no time at all. What follows is for blocks kept apart.
 
 # %%
 per_byte_s = 1 / (1e12 * assumed["gpu_bandwidth"]["value"])
-gpu_s = 2 * (4096 + 4096) * per_byte_s
-model_s = 2 * 8.03e9 * per_byte_s
-machines = {
-    "QPU, one token": ("qpu", heron.plan(1024, rounds=17).qpu_s),
-    "QPU, of many": ("qpu", heron.plan(1024, tokens=1000, rounds=17).qpu_s / 1000),
-    "GPU, one token": ("gpu", 5e-6),
-    "GPU, of many": ("gpu", gpu_s),
-    "GPU, of many, LoRA": ("gpu", 2 * (4096 + 1024) * per_byte_s),
-    "CPU, of many": ("cpu", layer["cpu_512_alone_blocks"]["value"] / 1e6),
-    "GPU, Llama 3.1 8B": ("gpu", model_s),
+flops = 1e12 * assumed["gpu_compute"]["value"] * assumed["gpu_share"]["value"]
+gpu_s = {
+    "blocks, writing": 1e-6 * assumed["gpu_kernel"]["value"],
+    "blocks, scoring": 2 * (4096 + 4096) * per_byte_s,
+    "LoRA, scoring": 2 * (4096 + 2 * 1024) * per_byte_s,
+    "Llama 3.1 8B, writing": 2 * 8.03e9 * per_byte_s,
+    "Llama 3.1 8B, scoring": 2 * 8.03e9 / flops,
 }
+cpu_s = {tokens: layer[f"cpu_{tokens}_alone_blocks"]["value"] / 1e6 for tokens in (1, 512)}
+qpu_s = {tokens: heron.plan(1024, 4, tokens, rounds=17).qpu_s / tokens for tokens in (1, 1000)}
 
 # %%
 def span(seconds: float, number: dict, times: float) -> str:
@@ -144,25 +153,30 @@ def span(seconds: float, number: dict, times: float) -> str:
 
 
 rows = {}
-for name, (kind, seconds) in machines.items():
+machines = {("qpu", "blocks, writing"): qpu_s[1], ("qpu", "blocks, scoring"): qpu_s[1000]}
+machines |= {("gpu", what): seconds for what, seconds in gpu_s.items()}
+machines |= {("cpu", "blocks, writing"): cpu_s[1], ("cpu", "blocks, scoring"): cpu_s[512]}
+for (kind, what), seconds in machines.items():
     usd = span(seconds, assumed[f"{kind}_price"], 1 if kind == "qpu" else 1 / 3600)
     joules = span(seconds, assumed[f"{kind}_power"], 1000)
-    rows[name] = [f"{seconds:.1e}", usd, joules]
+    rows[kind.upper(), what] = [f"{seconds:.1e}", usd, joules]
 print(pd.DataFrame(rows, ["seconds", "USD", "joules"]).T.to_string())
 
 # %% [markdown]
-# **The blocks of a token take a million times as long on the processor as on the card, those of many tokens nearly a
-# billion times**; in money and energy it is more, wherever in their ranges prices and powers lie. A small CPU, too, is
-# some hundred thousand times faster.
+# **Blocks take a million times as long on the processor as on the card in writing, and nearly a billion times in scoring.** In
+# money and energy it is more, for a second of the processor costs 400 to 2,300 times as much as one of the card, and takes 12 to 36
+# times the energy. Two cores of a CPU, too, are 2,400 times faster in writing, and 270,000 times in scoring.
 #
 # ## A training step, on the processor
 #
 # The paper trains classically. Could the gradient come from the device, too? A small rotation in front of a block,
 # $Q\to Q\,e^{\varphi J/2}$ with $J^2=-1$, is the same circuit with other angles, and every frequency is
 # $a+b\cos\varphi+c\sin\varphi$. So two shifts by a quarter turn give the derivative exactly,
-# $\partial_\varphi p=\tfrac12[p(\tfrac\pi2)-p(-\tfrac\pi2)]$ {cite}`mitarai2018circuit,schuld2019gradients`. Six such $J$ span
-# all directions of $SO(4)$: **twelve settings beside the two that are read**, which serve the gradient of what went in as
-# well. `train_on_device` runs a model like that; here on a dry run, whose frequencies are exact.
+# $\partial_\varphi p=\tfrac12[p(\tfrac\pi2)-p(-\tfrac\pi2)]$ {cite}`mitarai2018circuit,schuld2019gradients`. Three such $J$, the
+# quaternion units, turn a slice $x$ in every direction, which gives $\partial L/\partial x$; and as $x$ is known, the gradient of
+# the block follows from that. **Six settings beside the two that are read**, however many blocks and parameters there are: all blocks
+# are shifted at once, and each has outcomes of its own. Everything between the blocks is differentiated classically.
+# `train_on_device` runs a model like that; here on a dry run, whose frequencies are exact.
 
 # %%
 model, tokenizer = load_model()
@@ -190,9 +204,10 @@ print("parameter shift and autograd agree to five digits, float32:", bool(worst 
 print(f"settings: {dry.plan.circuits // ids.shape[1]}, of them {SHIFTS} for the gradient")
 
 # %% [markdown]
-# How many shots does that take? (From here to the end of this section: in each of the fourteen settings.) A frequency's
-# derivative is unbiased from any number of them; that of the loss divides by amplitudes, which are known only so well. Cosine
-# with the exact gradient, and length relative to it, in the mean over eight windows of 128 tokens:
+# How many shots does that take? (From here to the end of this section: in each of the eight settings.) A frequency's
+# derivative is unbiased from any number of them; that of the loss divides by amplitudes, which are known only so well, so we divide
+# by less where they are small (`cua/quantum/shift.py`), and gradients come out shorter. Adam does not mind. Cosine with the exact
+# gradient, and length relative to it, at a trained adapter, in the mean over eight windows of 128 tokens:
 
 # %%
 for shots in (16, 256, 4096):
@@ -207,8 +222,9 @@ print(f"another window: cosine {others[~torch.eye(8, dtype=bool)].mean():.2f}")
 
 # %% [markdown]
 # Two windows agree far less than a measured gradient with the exact one. And in training? **Recorded**
-# ({download}`shift_training.json <results/shift_training.json>`): 60 steps of 512 tokens, three seeds, on perfect qubits, the
-# adapter then read exactly; change of perplexity on validation text, and the loss against exact gradients:
+# ({download}`shift_training.json <results/shift_training.json>`): the 864 parameters of one layer of SmolLM2-135M, 60 steps of 512
+# tokens, three seeds, on perfect qubits, the adapter then read exactly; change of perplexity on validation text, and the loss against
+# exact gradients:
 
 # %%
 trained = load_result("shift_training")["headline"]
@@ -218,9 +234,8 @@ for shots in (4096, 256, 16):
     print(f"{shots} shots: {quote(trained[f'change_{shots}'])}, against exact {lost}")
 
 # %% [markdown]
-# **256 shots train as well as the exact gradient**, and 16 keep six sevenths of the gain: steps average over shots as they
-# do over windows. What do 240 steps of 512 tokens take, for the paper's layer, one job a step at least? Beside it the whole
-# model on a GPU (forward and backward):
+# TRAINED What do 240 steps of 512 tokens take, for the paper's layer, one job a step at least, if as many shots are enough there?
+# Beside it the whole model on a GPU, forward and backward (weights are frozen, so twice the operations of a forward pass):
 
 # %%
 for shots in (8192, 256, 16):
@@ -228,39 +243,54 @@ for shots in (8192, 256, 16):
     step_s = plan.qpu_s
     days, usd = 240 * step_s / 86400, 240 * step_s * assumed["qpu_price"]["value"]
     print(f"{shots:5} shots: {step_s:8,.0f} s a step, {days:6.2f} days, {usd:11,.0f} USD")
-flops = 2 * 2 * 8.03e9 * 512
-step_s = flops / (1e12 * assumed["gpu_compute"]["value"]) / 0.4
+step_s = 2 * 512 * gpu_s["Llama 3.1 8B, scoring"]
 usd = 240 * step_s * assumed["gpu_price"]["value"] / 3600
-print(f"GPU at 40 % of its peak: {step_s:.2f} s a step, {usd:.3f} USD in all")
+print(f"GPU: {step_s:.2f} s a step, {usd:.3f} USD in all")
 
 # %% [markdown]
-# The formula knows no cost of a circuit, such as loading its angles, and a step has seven thousand of them; with few shots it
-# is not to be trusted. At the 7.8 s a circuit that are left over in the paper's run, and 2 s for a job each, 240 steps would take half a year.
+# The formula knows no cost of a circuit, such as loading its angles, and a step has four thousand of them; with few shots it
+# is not to be trusted. At the 7.8 s a circuit that are left over in the paper's run, and 2 s for a job each, 240 steps would take nearly
+# four months, shots not counted.
 #
 # And none of it is needed. With $Q$ and $x$ known, $\partial L/\partial Q=\sum_t\partial L/\partial y_t\,x_t^\top$ is an outer product.
+# (Shifts differentiate what the device does, errors included. That could be a reason where errors cannot be undone.)
 #
 # ## What would have to hold
 #
-# Take the number that stands in the way, one at a time, the others as they are (seventeen rounds, many tokens in a job so that
-# its two seconds do not count): how far would it have to go, first for the blocks to take no more time than on the card,
-# then for them to no more than double the time of a token of the model?
+# Take the numbers that stand in the way one at a time, the others as they are (seventeen rounds, 8,192 shots, today's delay), and leave
+# the two seconds of a job out: how far would each have to go for the blocks to take no more time than on the card, or for them to no
+# more than double the time of a token of the model?
 
 # %%
 now_s = 8192 * heron.shot_s(4, rounds=17)
-targets = {"as fast as the GPU's blocks": gpu_s, "twice the time of a token": model_s}
 rows = {}
-for says, target_s in targets.items():
-    factor = now_s / target_s
-    rows[says] = [factor, 8192 / factor, 1e6 * now_s / 8192 / factor, 156 * factor]
+for what in ("scoring", "writing"):
+    for says, name in (("as fast", "blocks"), ("twice the model's time", "Llama 3.1 8B")):
+        factor = now_s / gpu_s[f"{name}, {what}"]
+        rows[what, says] = factor, 8192 / factor, 1e6 * now_s / 8192 / factor, 156 * factor
 columns = ["times faster", "shots", "us a shot", "qubits"]
 print(pd.DataFrame(rows, columns).T.map("{:.1e}".format).to_string())
 print(f"one circuit takes {1e6 * heron.blocks[4].circuit_s:.1f} us, most of it the measurement")
 
 # %% [markdown]
-# **As fast as the card: never.** It would take less than one shot, a shot shorter than any gate, or over a hundred billion
-# qubits. To double a token's time, each alone asks too much (ten shots read nothing, a shot is longer than its
-# measurement, 130,000 qubits are not in sight), but several together need not: all 1,024 blocks side by side on 2,048
-# qubits, a hundred shots, one every 30 microseconds.
+# No single improvement makes it level: less than one shot, a shot shorter than its own measurement, or qubits by the hundred thousand
+# to the hundred billion; but for one entry, ten shots. How few shots are enough? **Recorded**
+# ({download}`few_shots.json <results/few_shots.json>`): SmolLM2's 144 blocks, signs read, so many shots in all for each block and token,
+# validation text; what the blocks change when they are exact, and the penalty of reading them:
+
+# %%
+few = load_result("few_shots")["headline"]
+print("exact blocks:", quote(few["change_exact"]))
+for shots in (4, 8, 16, 64, 512):
+    perfect, noisy = (quote(few[f"penalty_{qubits}_{shots}"]) for qubits in ("perfect", "fake_marrakesh"))
+    print(f"{shots:4} shots: perfect qubits {perfect}, Marrakesh {noisy}")
+eager = replace(heron, rep_delay_s=0.0)
+for shots in (16, 64):
+    one, wide = (1e3 * shots * eager.shot_s(4, rounds) for rounds in (17, 1))
+    print(f"{shots} shots, no delay: {one:.1f} ms on a Heron, {wide:.2f} ms on 2,048 qubits")
+
+# %% [markdown]
+# FEW
 #
 # Gate errors are not in the table, for they cost accuracy and not time. How good would they have to be? For perplexity, and
 # blocks in one layer, they are good enough today. **Recorded** (chapter [5](05_noise), {download}`noise_frontier.json <results/noise_frontier.json>`),
@@ -278,9 +308,11 @@ for shots in (1024, 65536):
     print(f"marrakesh, {shots} shots: {undone} (one seed)")
 
 # %% [markdown]
-# Better gates would buy nothing here: **time alone stands in the way.** Blocks in many layers ask for more: raw noise takes
-# as much from them as they gain, and with known errors undone one per cent is left (chapter [7](07_wikitext)). So does who
-# wants what a GPU gives, bfloat16's rounding:
+# So with bad pairs left out, one round in a shot, and this model of the noise, **time stands in the way, not gates**: where raw errors
+# are not shown to be small (Torino), they are when undone. (Undone with the calibration that they were simulated with; chapter
+# [5](05_noise) has what another's leaves, chapter [6](06_hardware) what later rounds lose.) Blocks in many layers ask for more: raw
+# noise takes as much from them as they gain, and with known errors undone one per cent is left (chapter [7](07_wikitext)). Matching
+# what a GPU gives, bfloat16's rounding, asks for more, too:
 
 # %%
 rng = np.random.default_rng(0)
@@ -301,11 +333,11 @@ for strength in (0.05, 0.01, 0.001, 0.0003):
 #
 # A classical computer multiplies a block of $b=2^n$ components with $b^2$ operations, so a vector of width $w$ with $wb$.
 # A processor needs $n$ qubits for it. Is there a size from which that pays? To reach a relative squared error
-# $\varepsilon$ takes $(b-1)/4\varepsilon$ shots (chapter [8](08_block_dimension)), for each of the $w/b$ blocks: about
+# $\varepsilon$ of each slice takes $(b-1)/4\varepsilon$ shots (chapter [8](08_block_dimension)), for each of the $w/b$ blocks: about
 # $w/4\varepsilon$ shots a vector, whatever $b$ is. But fewer blocks fit on the device, and each circuit is longer, for a
 # rotation with $b(b-1)/2$ free angles takes as many gates, up to a constant.
 
-# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sizes", "caption": "Live: seconds for a vector of 4,096 components at a squared error of one per cent, by block size. Squares: on a Heron, one round a shot, with today's delay and with none between shots; dotted: on a GPU at a thousandth of its peak."}, "image": {"alt": "Three rising lines against block sizes 2 to 16 on logarithmic axes. The processor with today's delay: from a tenth of a second to one second. Without a delay: from two thousandths to a tenth. The GPU: from a hundred-millionth to a ten-millionth."}}
+# %% tags=["hide-input"] mystnb={"figure": {"name": "fig-sizes", "caption": "Live: seconds for a vector of 4,096 components at a squared error of one per cent, by block size, errors of gates left aside. Squares: on a Heron, one round a shot, with today's delay and with none between shots; dotted: on a GPU at a thousandth of its peak."}, "image": {"alt": "Three rising lines against block sizes 2 to 16 on logarithmic axes. The processor with today's delay: from a tenth of a second to one second. Without a delay: from two thousandths to a tenth. The GPU: from a hundred-millionth to a ten-millionth."}}
 figure, axes = plt.subplots()
 sizes, epsilon = np.array(list(heron.blocks)), 0.01
 delays = {"250 µs between shots": (heron.rep_delay_s, "s-"), "no delay": (0.0, "s--")}
@@ -335,26 +367,27 @@ for b, block in heron.blocks.items():
 # structure, too, and applies one gate to $b$ amplitudes with $4b$ multiplications, all with $4bG$, where the processor runs
 # $bG/4\varepsilon$ gates. $1/16\varepsilon$ for each, six at one per cent. (Coherent methods read amplitudes with fewer
 # repetitions, about the root of $1/\varepsilon$, of longer circuits; $b$ drops out as well.) A gate takes tens of
-# nanoseconds, a multiplication $10^{-15}$ seconds of a GPU. As long as every layer's amplitudes are written in and read out,
-# no block of any size is cheaper on a quantum processor. What would escape: not to read out. Then several layers would have
-# to run on one state, nonlinear functions between them included, which is another model.
+# nanoseconds, a multiplication $10^{-15}$ seconds of a GPU. As long as every layer's amplitudes are written in and read out
+# to a given relative error, no block of any size is cheaper on a quantum processor. What would escape: not to read out. Then several
+# layers would have to run on one state, nonlinear functions between them included, which is another model.
 #
 # ## What we learned
 #
-# - **The blocks of one token cost seconds and dollars on a processor, and microseconds on a GPU**, nanoseconds among many.
-#   With one round in a shot, 93 % of the processor's time is waiting; the **paper**'s run waited longer still.
-# - **Gradients can be measured**, with twelve settings more; the classical gradient is one outer product more.
-# - **No single improvement makes it level**, and no block size. For blocks in one layer errors are not what stands in the
-#   way, time is; blocks in many layers need errors undone as well.
+# - **The blocks of one token cost seconds and dollars on a processor, and microseconds on a GPU**, nanoseconds among many, nothing
+#   when merged. With one round in a shot, 93 % of the processor's time is the delay between shots.
+# - **Gradients can be measured**, with six settings more; the classical gradient is one outer product more.
+# - **LEARNED**
 #
 # **What this does not show.** That quantum computers are slow at what they are good at: this is about blocks whose every
-# amplitude is read. Times are the device's own numbers and a formula, not a run; the GPU's are a data sheet's. Prices are of
-# one month, and a price is not a cost. Energy is a range of three published numbers, for machines that are not IBM's.
+# amplitude is read, to an error that counts for the slice as a whole; a fixed error for each component, however small the component,
+# would take no more shots for larger blocks. Gradients were measured on perfect qubits only. Few shots were tried on blocks in one
+# layer of a small model. Times are the device's own numbers and a formula, not a run; the GPU's are a data sheet's. Prices are of one
+# month, and a price is not a cost. Energy is a range of two published numbers, for machines that are not IBM's.
 #
 # ## Exercises
 #
-# **1.** A device needs no delay between shots. By how much does a shot get shorter, in one round and in seventeen? And the
-# time of a token of the paper's layer?
+# **1.** The delay between shots is a setting and may be zero; qubits are then prepared by resets alone. By how much does a shot get
+# shorter, in one round and in seventeen? And the time of a token of the paper's layer?
 #
 # ```{dropdown} Solution
 # One round: 250 + 5.6 µs become 5.6, 45 times shorter. Seventeen rounds: 250 + 95 µs become 95, 3.6 times. A token: 37.6
@@ -372,7 +405,7 @@ for b, block in heron.blocks.items():
 # are no longer true?
 #
 # ```{dropdown} Solution
-# Two: that a token costs dollars; and that in money it is more than in time, wherever in their ranges prices lie, since a second
-# of the processor may then cost less than one of the card. A token still costs a million times what it costs on the card, one of
-# many nearly a billion times, and no price changes the time.
+# Two: that a token costs dollars; and that in money it is more than in time, since a second of the processor may then cost less than
+# one of the card. A token still costs some million times what it costs on the card in writing, nearly a billion times in scoring,
+# and no price changes the time.
 # ```
