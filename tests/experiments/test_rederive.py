@@ -23,11 +23,14 @@ from cua.experiments import (
     compression,
     compression_rates,
     domains,
+    few_shots,
     forgetting,
     gains,
     hardware,
+    layer_cost,
     noise_frontier,
     placement,
+    shift_training,
     two_questions,
 )
 from cua.experiments.bench import TEST_WINDOW, wikitext_splits
@@ -332,6 +335,29 @@ def test_a_noisy_window_of_the_frontier_gives_the_recorded_loss(embedded, test_w
         noisy = perplexity(model, ids).nll[0]
     adapter.detach()
     assert noisy == pytest.approx(result["runs"][case.key]["nll"][1], abs=NATS)
+
+
+@needs_copy
+def test_a_window_read_from_four_shots_loses_about_what_is_recorded(embedded):
+    """Four shots of every block: which ones depends on the last bit of every angle, how much they cost hardly."""
+    result, (model, tokenizer) = recorded("few_shots"), embedded
+    first = windows(tokenizer, wikitext_splits()["selection"].text, TEST_WINDOW)[result["config"]["windows"][0]][None]
+    assert perplexity(model, first).nll[0] == pytest.approx(result["runs"]["base"]["nll"][0], abs=NATS)
+    adapter = cua.load(model, ADAPTERS / BOUNDED.name / "exact-seed0")
+    exact = perplexity(model, first).nll[0]
+    with run_on_circuits(adapter, Execution(shots=4)):
+        read = perplexity(model, first).nll[0]
+    adapter.detach()
+    was_exact, was_read = (torch.tensor(result["runs"][key]["nll"]) for key in ("exact/0", "perfect/4/0"))
+    assert exact == pytest.approx(was_exact[0].item(), abs=NATS)
+    lost = was_read - was_exact
+    assert abs(read - exact - lost.mean()) < 3 * lost.std() < lost.mean()
+
+
+@pytest.mark.parametrize("study", [few_shots, layer_cost, shift_training], ids=lambda study: study.NAME)
+def test_the_headline_of_what_reading_and_training_cost_follows_from_the_runs(study):
+    result = recorded(study.NAME)
+    assert_same(result["headline"], study.headline(result["runs"]))
 
 
 def test_the_headline_of_the_frontier_follows_from_its_runs():
