@@ -3,6 +3,7 @@
 import re
 import statistics
 import tempfile
+import tomllib
 from pathlib import Path
 
 import jupytext
@@ -105,3 +106,23 @@ def test_results_quoted_in_prose_are_the_recorded_ones(page):
     for number, decimals, result, name in quoted:
         value = load_result(result)["headline"][name]["value"]
         assert number == f"{value:,.{len(decimals)}f}".replace("-", "−")
+
+
+def test_every_assumption_has_a_source_and_is_used():
+    """Who disagrees with one changes it in one place: no chapter repeats its value."""
+    assumed = tomllib.loads((BOOK / "assumptions.toml").read_text())
+    code = "\n".join(
+        cell.source
+        for chapter in ("13_cost", "14_scaling")
+        for cell in jupytext.read(BOOK / f"{chapter}.py").cells
+        if cell.cell_type == "code"
+    )
+    by_machine = {f"{kind}_{what}" for kind in ("qpu", "gpu", "cpu") for what in ("price", "power")}
+    assert '[f"{kind}_price"]' in code
+    assert '[f"{kind}_power"]' in code
+    for name, number in assumed.items():
+        assert (
+            {"value", "unit", "says", "source"} <= number.keys() <= {"value", "low", "high", "unit", "says", "source"}
+        )
+        assert number.get("low", number["value"]) <= number["value"] <= number.get("high", number["value"])
+        assert name in by_machine or f'"{name}"' in code
