@@ -19,14 +19,17 @@ STAMPS = BOOK / "_build" / ".executed"
 
 def inputs_digest() -> bytes:
     """SHA-256 over the names and contents of what every chapter may read."""
-    root = BOOK.parent
-    files = [root / "requirements.txt"]
-    for folder, pattern in (
-        ("cua", "*.py"),
-        ("book/results", "*.json"),
-        ("book/adapters", "*.*"),
+    root, files = BOOK.parent, []
+    for pattern in (
+        "requirements.txt",
+        "cua/**/*.py",
+        "cua/*.js",
+        "cua/*.css",
+        "book/*.toml",
+        "book/results/*.json",
+        "book/adapters/**/*.*",
     ):
-        files += sorted((root / folder).rglob(pattern))
+        files += sorted(root.glob(pattern))
     digest = hashlib.sha256()
     for file in files:
         digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())

@@ -1,5 +1,6 @@
 """The chapters as files: pairs in sync, every cell executed, the format that DESIGN asks of a chapter."""
 
+import importlib.util
 import re
 import statistics
 import tempfile
@@ -126,3 +127,23 @@ def test_every_assumption_has_a_source_and_is_used():
         )
         assert number.get("low", number["value"]) <= number["value"] <= number.get("high", number["value"])
         assert name in by_machine or f'"{name}"' in code
+
+
+def test_what_a_chapter_reads_decides_whether_it_runs_again(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("execute", BOOK / "execute.py")
+    execute = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(execute)
+    read = ("requirements.txt", "cua/quantum/cost.py", "cua/scaling.js", "cua/scaling.css", "book/assumptions.toml")
+    read += ("book/results/baselines.json", "book/adapters/v_proj_one/exact-seed0/adapter.safetensors")
+    for name in (*read, "README.md", "book/intro.md", "book/_build/copy.toml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("old")
+    monkeypatch.setattr(execute, "BOOK", tmp_path / "book")
+    seen = {execute.inputs_digest()}
+    for name in ("README.md", "book/intro.md", "book/_build/copy.toml"):
+        (tmp_path / name).write_text("new")
+        assert execute.inputs_digest() in seen, name
+    for name in read:
+        (tmp_path / name).write_text("new")
+        assert execute.inputs_digest() not in seen, name
+        seen.add(execute.inputs_digest())
