@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from cua.adapter import Adapter
+from cua.adapter import Adapter, CayleyLinear
 from cua.cayley import cayley, skew
 from cua.quantum.blocks import MITIGATIONS, BlockRunner, Execution
 from cua.quantum.jobs import JobRunner
@@ -196,11 +196,8 @@ def train_on_device(adapter: Adapter, jobs: JobRunner | DryRun) -> Iterator[None
         ValueError: in the forward pass, see :class:`DeviceRunner`; errors of :class:`~cua.quantum.jobs.JobRunner`
             inside.
     """
-    with ExitStack() as stack:
-        for module in adapter.modules.values():
-            stack.callback(setattr, module, "executors", module.executors)
-            executor = partial(_ShiftedBlocks.apply, jobs)
-            module.executors = (executor,) * len(adapter.config.strides)
+    executors = (partial(_ShiftedBlocks.apply, jobs),) * len(adapter.config.strides)
+    with _executed(adapter, lambda _: executors):
         yield
 
 
@@ -243,10 +240,22 @@ def run_blocks(adapter: Adapter, run: Callable[[NDArray[np.float64]], Runner]) -
 
         return read
 
-    with ExitStack() as stack, torch.no_grad():
+    def executors(module: CayleyLinear) -> tuple[Callable[[Tensor, Tensor], Tensor], ...]:
+        blocks = cayley(skew(module.theta.cpu().double(), adapter.config.block_size))  # Qiskit wants 1e-8
+        return tuple(executor(q) for q in blocks.chunk(len(adapter.config.strides)))
+
+    with torch.no_grad(), _executed(adapter, executors):
+        yield
+
+
+@contextmanager
+def _executed(
+    adapter: Adapter, executors: Callable[[CayleyLinear], tuple[Callable[[Tensor, Tensor], Tensor], ...]]
+) -> Iterator[None]:
+    """Inside this context each layer has the executors that ``executors`` makes for it, one a stride."""
+    with ExitStack() as stack:
         for module in adapter.modules.values():
-            blocks = cayley(skew(module.theta.cpu().double(), adapter.config.block_size))  # Qiskit wants 1e-8
-            executors = tuple(executor(q) for q in blocks.chunk(len(adapter.config.strides)))
+            made = executors(module)
             stack.callback(setattr, module, "executors", module.executors)
-            module.executors = executors
+            module.executors = made
         yield

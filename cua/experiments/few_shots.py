@@ -5,6 +5,7 @@ qubits and with a device's noise, against the same adapter computed exactly; on 
 """
 
 import time
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -64,26 +65,24 @@ def run() -> dict[str, Any]:
     split = SplitModel(bench.model, min(BOUNDED.adapter.layers))
     prefix = split.prefix(ids, progress=True)
 
-    def measure(seed: int, qubits: str | None = None, shots: int | None = None) -> dict[str, Any]:
-        adapter = cua.load(bench.model, ADAPTERS / folders[seed])
-        try:
-            if qubits is None:
-                return run_of(perplexity(bench.model, ids, split=split, prefix=prefix))
-            on_device = {"noise": noise, "places": deal(chains, seed)} if qubits != "perfect" else {}
-            with run_on_circuits(adapter, Execution(shots=shots, seed=seed, **on_device)):
-                return run_of(perplexity(bench.model, ids, split=split, prefix=prefix))
-        finally:
-            adapter.detach()
+    def measure(seed: int | None = None, qubits: str | None = None, shots: int | None = None) -> dict[str, Any]:
+        with ExitStack() as stack:
+            if seed is not None:
+                adapter = cua.load(bench.model, ADAPTERS / folders[seed])
+                stack.callback(adapter.detach)
+            if qubits is not None:
+                on_device = {"noise": noise, "places": deal(chains, seed)} if qubits != "perfect" else {}
+                stack.enter_context(run_on_circuits(adapter, Execution(shots=shots, seed=seed, **on_device)))
+            return run_of(perplexity(bench.model, ids, split=split, prefix=prefix))
 
-    work: dict[str, tuple[Any, ...]] = {}
+    work: dict[str, tuple[Any, ...]] = {"base": ()}
     for seed in SEEDS:
         work[f"exact/{seed}"] = (seed,)
         work |= {f"{qubits}/{shots}/{seed}": (seed, qubits, shots) for qubits in QUBITS for shots in SHOTS}
-    for key in record.missing(tqdm(["base", *work], desc=NAME, unit="run")):
+    for key in record.missing(tqdm(work, desc=NAME, unit="run")):
         started = time.perf_counter()
-        run = run_of(perplexity(bench.model, ids, split=split, prefix=prefix)) if key == "base" else measure(*work[key])
-        record.add(key, run, time.perf_counter() - started)
-    if not record.has("base", *work):
+        record.add(key, measure(*work[key]), time.perf_counter() - started)
+    if not record.has(*work):
         return record.result
     return record.finish(headline(record.result["runs"]))
 

@@ -31,8 +31,7 @@ REPEATS = 30
 
 def layer(device: str) -> LlamaForCausalLM:
     """One decoder layer with random weights."""
-    options = dict(LAYER)
-    config = AutoConfig.for_model(options.pop("model_type"), **options)
+    config = AutoConfig.for_model(**LAYER)
     torch.manual_seed(0)
     with torch.device(device):
         return LlamaForCausalLM(config).to(DTYPES.get(device)).eval().requires_grad_(False)

@@ -56,8 +56,7 @@ def meta_model(name: str) -> PreTrainedModel:
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
-    options = dict(ARCHITECTURES[name])
-    config = AutoConfig.for_model(options.pop("model_type"), **options)
+    config = AutoConfig.for_model(**ARCHITECTURES[name])
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config).requires_grad_(False)
 
