@@ -14,11 +14,13 @@ from accelerate import PartialState
 import cua
 from cua import READOUTS, CUAConfig
 from cua.config import SIDES
-from cua.llm.data import load_corpus, windows
+from cua.llm.data import evenly, load_corpus, windows
 from cua.llm.evaluate import perplexity
 from cua.llm.models import EMBEDDED, load_model
 from cua.llm.placement import choose_groups, rotation_gradients
 from cua.llm.train import TrainConfig, train
+
+GRADIENT_WINDOWS = 32  # of the train split, spread evenly: what blocks are chosen by
 
 
 def _arguments(given: list[str] | None) -> argparse.Namespace:
@@ -36,11 +38,13 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--readout", default="exact", choices=tuple(READOUTS))
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch", type=int, default=1, help="windows a step, shared by the processes")
-    parser.add_argument("--rate", type=float, default=0.04, help="learning rate")
-    parser.add_argument("--bound", type=float, help="largest |K|; 1.9 for signs that can be read from counts")
+    parser.add_argument("--rate", type=float, default=0.04, help="learning rate (default: %(default)s)")
+    parser.add_argument(
+        "--bound", type=float, help="largest spectral norm of K; 1.9 for signs that can be read from counts"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--window", type=int, default=512, help="tokens a window")
-    parser.add_argument("--windows", type=int, help="only so many windows of each split (default: all)")
+    parser.add_argument("--windows", type=int, help="at most so many windows of each split (default: all)")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="where to write the adapter")
     return parser.parse_args(given)
 
@@ -52,14 +56,20 @@ def main(given: list[str] | None = None) -> None:
     config = CUAConfig(tuple(options.targets), layers, options.side, options.block_size, readout=options.readout)
     schedule = TrainConfig(options.steps, options.rate, options.batch, max_k_norm=options.bound, seed=options.seed)
     state = PartialState(cpu=not torch.cuda.is_available())
+    if options.save:  # what cannot be written is found out before an hour of training
+        options.save.mkdir(parents=True, exist_ok=True)
     device_map = None if state.device.type == "cpu" else {"": state.device}
     model, tokenizer = load_model(options.model, dtype=getattr(torch, options.dtype), device_map=device_map)
-    text = {split: load_corpus(options.corpus, split).text for split in ("train", "test")}
-    tokens = {split: windows(tokenizer, text[split], options.window)[: options.windows] for split in text}
+    corpora = {split: load_corpus(options.corpus, split) for split in ("train", "test")}
+    tokens = {
+        split: windows(tokenizer, text.text, options.window)[: options.windows] for split, text in corpora.items()
+    }
     shown = state.is_main_process
+    for split, corpus in corpora.items():
+        state.print(f"{split}: {len(tokens[split]):,} windows of {corpus.name} ({corpus.source})")
     if options.blocks:
-        spread = torch.linspace(0, len(tokens["train"]) - 1, min(32, len(tokens["train"]))).long()
-        gradients = rotation_gradients(model, tokens["train"][spread], config, progress=shown)
+        chosen_by = tokens["train"][evenly(len(tokens["train"]), GRADIENT_WINDOWS)]
+        gradients = rotation_gradients(model, chosen_by, config, progress=shown)
         groups = choose_groups(gradients, options.block_size, options.blocks)
     else:
         groups = None
@@ -69,13 +79,20 @@ def main(given: list[str] | None = None) -> None:
         before = perplexity(model, tokens["test"], progress=shown)
     state.print(f"base model: {before}")
     losses = train(model, adapter, tokens["train"], schedule, progress=shown)
+    if options.save and shown:
+        state.print(f"written to {cua.save(adapter, options.save)}")
     state.print(f"loss of the first step {losses[0]:.6f}, of the last {losses[-1]:.6f} nats a token")
     after = perplexity(model, tokens["test"], progress=shown)
     state.print(f"adapted: {after}, {100 * (after.value / before.value - 1):+.2f} %")
-    if options.save and state.is_main_process:
-        state.print(f"written to {cua.save(adapter, options.save)}")
+    if after.value > before.value:
+        state.print(
+            f"no gain: too few steps, or a rate of {options.rate:g} is too high (most of ours are 0.01 to 0.04)"
+        )
     state.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"python -m cua: {error}") from None

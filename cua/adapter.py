@@ -92,7 +92,7 @@ def _with_gain(read: Callable[[Tensor, Tensor], Tensor], gain: Tensor) -> Callab
 
 
 class Adapter:
-    """A handle on the adapted layers of one model; made by :func:`attach` or :func:`cua.load`.
+    """A handle on the adapted layers of one model; made by :func:`attach` or :func:`~cua.checkpoint.load`.
 
     Attributes:
         model: the model that carries the adapter.
@@ -136,7 +136,7 @@ class Adapter:
         Raises:
             ValueError: if it has been taken off or merged before.
         """
-        self._check_attached()
+        self.check_attached()
         for name, module in self.modules.items():
             _replace(self.model, name, module.base_layer)
         return self.model
@@ -150,7 +150,7 @@ class Adapter:
                 offloaded or shared with another layer, and for an adapter that has been taken off or merged before.
                 Nothing is changed then.
         """
-        self._check_attached()
+        self.check_attached()
         if self.config.readout != "exact":
             raise ValueError(
                 f"the {self.config.readout} readout is not a linear map of the activations, so no weight matrix equals "
@@ -180,13 +180,14 @@ class Adapter:
                     layer.bias.copy_(turned(layer.bias, blocks))
         return self.detach()
 
-    def _check_attached(self) -> None:
+    def check_attached(self) -> None:
+        """Raise ``ValueError`` if it has been taken off or merged."""
         for name, module in self.modules.items():
             if self.model.get_submodule(name) is not module:
                 raise ValueError(f"{name} does not carry this adapter any more: it was detached, merged or replaced")
 
     def __str__(self) -> str:
-        total = sum(p.numel() for p in self.model.parameters()) - self.n_parameters
+        frozen = sum(p.numel() for p in self.model.parameters() if not p.requires_grad)
         config, b = self.config, self.config.block_size
         strides = f", strides {', '.join(map(str, config.strides))}" if config.strides != (1,) else ""
         gain = ", a gain each" if config.gain else ""
@@ -194,7 +195,7 @@ class Adapter:
         for name, module in self.modules.items():
             count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
             rows.append(f"  {name}: {len(module.theta):,} blocks, {count:,} parameters")
-        rows.append(f"  trainable {self.n_parameters:,}, frozen {total:,}: one in {total // self.n_parameters:,}")
+        rows.append(f"  trainable {self.n_parameters:,}, frozen {frozen:,}: one in {frozen // self.n_parameters:,}")
         return "\n".join(rows)
 
 

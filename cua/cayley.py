@@ -18,7 +18,11 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 
 def n_parameters(block_size: int) -> int:
-    """Free parameters of one block, b(b-1)/2: the dimension of the group SO(b)."""
+    """Free parameters of one block, b(b-1)/2: the dimension of the group SO(b).
+
+    >>> n_parameters(4)
+    6
+    """
     return block_size * (block_size - 1) // 2
 
 
@@ -27,13 +31,18 @@ def skew(theta: Tensor, block_size: int) -> Tensor:
 
     Args:
         theta: ``(..., b(b-1)/2)``, the entries K[0,1], K[0,2], ..., K[1,2], ... in row-major order.
-        block_size: b.
+        block_size: b, the components of a block.
 
     Returns:
         K of shape ``(..., b, b)`` with ``K[i, j] = theta[k] = -K[j, i]`` for i < j, dtype of ``theta``.
 
     Raises:
         ValueError: if the last dimension of ``theta`` is not b(b-1)/2.
+
+    >>> skew(torch.tensor([1.0, 2.0, 3.0]), 3)
+    tensor([[ 0.,  1.,  2.],
+            [-1.,  0.,  3.],
+            [-2., -3.,  0.]])
     """
     expected = n_parameters(block_size)
     if theta.shape[-1] != expected:
@@ -53,8 +62,15 @@ def unskew(k: Tensor) -> Tensor:
     Returns:
         theta of shape ``(..., b(b-1)/2)``.
     """
-    rows, columns = torch.triu_indices(k.shape[-1], k.shape[-1], 1, device=k.device)
+    block_size = k.shape[-1]
+    rows, columns = torch.triu_indices(block_size, block_size, 1, device=k.device)
     return k[..., rows, columns]
+
+
+def _wide(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Blocks in float64, or in float32 where the device has no float64, and an identity like them."""
+    wide = blocks if blocks.device.type == "mps" else blocks.double()
+    return wide, torch.eye(wide.shape[-1], dtype=wide.dtype, device=wide.device)
 
 
 def cayley(k: Tensor) -> Tensor:
@@ -62,15 +78,20 @@ def cayley(k: Tensor) -> Tensor:
 
     The linear system is solved, never expanded in a series, and always in float64 (float32 where the
     device has no float64), so the result is orthogonal to the rounding of the *returned* dtype even
-    for large K: |Q^T Q - I| <= 1e-6 in float32 and 1e-12 in float64 up to ||K|| = 1e3.  K has the
+    for large K: ``|Q^T Q - I| <= 1e-6`` in float32 and 1e-12 in float64 up to ``|K|`` = 1e3.  K has the
     eigenvalues +-i*lambda, so I + K/2 has 1 +- i*lambda/2 and is never singular.  Q has determinant
-    +1 and never the eigenvalue -1, which is reached only as ||K|| grows without bound.
+    +1 and never the eigenvalue -1, which is reached only as ``|K|`` grows without bound.
 
     Args:
         k: skew-symmetric ``(..., b, b)``, floating point.
 
     Returns:
         Q, same shape and dtype; differentiable once in ``k``.
+
+    An entry t turns its plane by 2 arctan(t/2), so 2 is a quarter turn:
+
+    >>> cayley(skew(torch.tensor([2.0]), 2)) @ torch.tensor([1.0, 0.0])
+    tensor([0., 1.])
     """
     return _Cayley.apply(k)
 
@@ -80,8 +101,7 @@ class _Cayley(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, k: Tensor) -> Tensor:
-        wide = k if k.device.type == "mps" else k.double()
-        identity = torch.eye(k.shape[-1], dtype=wide.dtype, device=k.device)
+        wide, identity = _wide(k)
         r = torch.linalg.solve(identity + wide / 2, identity.expand_as(wide))
         ctx.save_for_backward(r.to(k.dtype))
         return (2 * r - identity).to(k.dtype)
@@ -106,8 +126,7 @@ def inverse_cayley(q: Tensor) -> Tensor:
         ValueError: if some Q is not orthogonal (to 1e-4 in float32, 1e-10 in float64), or has the
             eigenvalue -1 (a reflection or a half turn), which no finite K reaches.
     """
-    wide = q if q.device.type == "mps" else q.double()
-    identity = torch.eye(q.shape[-1], dtype=wide.dtype, device=q.device)
+    wide, identity = _wide(q)
     error = (wide.mT @ wide - identity).abs().amax().item() if q.numel() else 0.0
     if not error <= (1e-10 if q.dtype == torch.float64 else 1e-4):
         raise ValueError(f"not orthogonal: the largest entry of |Q^T Q - I| is {error:.1e}")

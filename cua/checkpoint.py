@@ -44,6 +44,9 @@ def base_identity(model: nn.Module, module_names: list[str]) -> dict[str, str]:
         ``name`` (hub id, or the last part of a local path), ``architecture``, and ``weights_sha256``: SHA-256 over
         shapes and up to 4,096 evenly spaced entries of each adapted weight, rounded to bfloat16 so that one model
         loaded in float32 or bfloat16 has one identity.
+
+    Raises:
+        ValueError: if one of these weights is offloaded.
     """
     digest = hashlib.sha256()
     for name in module_names:
@@ -70,7 +73,11 @@ def save(adapter: Adapter, folder: str | Path) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: for an adapter that was taken off or merged, and as :func:`base_identity`; nothing is written then.
     """
+    adapter.check_attached()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     names = list(adapter.modules)
@@ -113,7 +120,11 @@ def load(model: nn.Module, folder: str | Path) -> Adapter:
     folder = Path(folder)
     for name in ("adapter.json", "adapter.safetensors"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing; an adapter is adapter.json and adapter.safetensors")
+            other = (folder / "adapter_config.json").is_file()
+            hint = "; this is a checkpoint of PEFT, which cua.interop.from_peft reads" if other else ""
+            raise FileNotFoundError(
+                f"{folder / name} is missing; an adapter is adapter.json and adapter.safetensors{hint}"
+            )
     try:
         description = json.loads((folder / "adapter.json").read_text())
         version = description["format_version"]

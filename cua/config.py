@@ -31,6 +31,10 @@ class CUAConfig:
 
     Raises:
         ValueError: naming the field that is wrong and what would be right.
+
+    >>> CUAConfig(layers=[3], side="inside")
+    Traceback (most recent call last):
+    ValueError: unknown side 'inside'; known: input, output
     """
 
     target_modules: tuple[str, ...] | str = ("v_proj",)

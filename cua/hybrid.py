@@ -178,11 +178,11 @@ def run_on_device(
 
 @contextmanager
 def train_on_device(adapter: Adapter, jobs: JobRunner | DryRun) -> Iterator[None]:
-    """Inside this context blocks run as jobs on a device, and gradients come from it, too: the parameter-shift rule.
+    """Inside this context blocks run as jobs on a device, and gradients come from it, too: the parameter-shift rule::
 
-    with train_on_device(adapter, dry := DryRun(packed, shots=4096)):
-        next_token_nll(split.above(hidden), split.head, ids).backward()
-    print(dry.plan)
+        with train_on_device(adapter, dry := DryRun(packed, shots=4096)):
+            next_token_nll(split.above(hidden), split.head, ids).backward()
+        print(dry.plan)
 
     A forward pass takes two settings, to read signs from; a backward pass takes six more (see
     :mod:`cua.quantum.shift`).  Everything outside of the blocks is computed as ever.

@@ -11,6 +11,7 @@ so an adapter moves across by a factor of -2 on its parameters, exactly.  PEFT's
 
 from pathlib import Path
 
+import torch
 from peft import OFTConfig, PeftConfig
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -38,10 +39,12 @@ def to_peft(adapter: Adapter, folder: str | Path) -> Path:
             which OFT does not have.
     """
     config = adapter.config
-    if config.readout != "exact" or config.side != "input" or config.strides != (1,):
+    others = [f"the {config.readout} readout"] if config.readout != "exact" else []
+    others += [f"the {config.side} side"] if config.side != "input" else []
+    others += [f"strides {config.strides}"] if config.strides != (1,) else []
+    if others:
         raise ValueError(
-            f"PEFT's OFT is one exact block-wise rotation of the input; this adapter has the {config.readout} readout, "
-            f"the {config.side} side and strides {config.strides}"
+            f"PEFT's OFT is one exact block-wise rotation of the input; this adapter has {' and '.join(others)}"
         )
     if config.gain or any(module.groups is not None for module in adapter.modules.values()):
         raise ValueError("PEFT's OFT turns all components in their order, without gains; this adapter does not")
@@ -76,10 +79,13 @@ def from_peft(model: nn.Module, folder: str | Path) -> Adapter:
         The attached :class:`Adapter`.
 
     Raises:
+        FileNotFoundError: if the folder holds no configuration of PEFT, or no parameters.
         ValueError: if the checkpoint is not OFT, or uses an option that is not an exact block-wise Cayley rotation of
             the input (named in the message), or does not fit the model.  The model is unchanged then.
     """
     folder = Path(folder)
+    if not (folder / "adapter_config.json").is_file():  # PEFT would look for the name on the hub
+        raise FileNotFoundError(f"{folder / 'adapter_config.json'} is missing; {folder} is no checkpoint of PEFT")
     config = PeftConfig.from_pretrained(str(folder))
     if not isinstance(config, OFTConfig):
         raise ValueError(f"{folder} is a {config.peft_type} checkpoint, not OFT")
@@ -93,12 +99,18 @@ def from_peft(model: nn.Module, folder: str | Path) -> Adapter:
     }
     for option, value in wanted.items():
         if getattr(config, option) != value:
-            raise ValueError(f"{folder} has {option}={getattr(config, option)!r}; only {value!r} is an exact rotation")
+            raise ValueError(
+                f"{folder} has {option}={getattr(config, option)!r}; only {value!r} is an exact rotation: "
+                f"train with OFTConfig({option}={value!r})"
+            )
     try:
         stored = load_file(folder / "adapter_model.safetensors")
     except SafetensorError as error:
         raise ValueError(f"{folder / 'adapter_model.safetensors'} is truncated or damaged: {error}") from None
-    thetas = {key.removeprefix(_PREFIX).removesuffix(_SUFFIX): -2 * value.float() for key, value in stored.items()}
+    thetas = {
+        key.removeprefix(_PREFIX).removesuffix(_SUFFIX): -2 * value.to(torch.promote_types(value.dtype, torch.float32))
+        for key, value in stored.items()
+    }
     if not thetas:
         raise ValueError(f"{folder} holds no OFT parameters")
     if not config.oft_block_size:

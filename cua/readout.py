@@ -4,7 +4,7 @@ Both readouts take activations ``x`` of shape ``(..., n_blocks * b)`` and orthog
 ``(n_blocks, b, b)`` and act on each slice ``x[..., n*b:(n+1)*b]`` on its own:
 
 * ``exact``             y = Q x, what an ideal classical computer evaluates;
-* ``sign-constrained``  y_i = sign(x_i) |(Q x)_i|, what a quantum processor returns when it measures the
+* ``sign-constrained``  ``y_i = sign(x_i) |(Q x)_i|``, what a quantum processor returns when it measures the
   magnitudes and the signs are copied from the classically stored input (arXiv:2605.05914).
 """
 
@@ -88,13 +88,18 @@ def _tile_diagonal(tiles: Tensor, group: int) -> Tensor:
 
 
 def sign_constrained(x: Tensor, q: Tensor) -> Tensor:
-    """Magnitudes of Q x with the signs of x: y_i = sign(x_i) |(Q x)_i|.
+    """Magnitudes of Q x with the signs of x: ``y_i = sign(x_i) |(Q x)_i|``.
 
     The sign is that of the stored float, so sign(+0.0) = +1 and no magnitude is lost.  The norm of each
     slice is kept.  The derivative is dy_i/d(Qx)_i = sign(x_i) sign((Qx)_i), zero where (Qx)_i = 0; the
     sign itself is locally constant in x.
 
     Args, Returns: as :func:`block_matmul`.
+
+    >>> quarter_turn = torch.tensor([[[0.0, -1.0], [1.0, 0.0]]])
+    >>> x = torch.tensor([3.0, 4.0])
+    >>> block_matmul(x, quarter_turn), sign_constrained(x, quarter_turn)
+    (tensor([-4.,  3.]), tensor([4., 3.]))
     """
     return torch.copysign(block_matmul(x, q), x.detach())
 

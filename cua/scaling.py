@@ -15,7 +15,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from cua.cayley import n_parameters
-from cua.llm.architectures import active_parameters
+from cua.llm.architectures import PROJECTIONS, active_parameters
 from cua.quantum.cost import Processor, circuits_and_rounds
 from cua.quantum.plan import JOB_OVERHEAD_S, MAX_EXECUTIONS, per_job
 
@@ -25,7 +25,7 @@ PLACEMENTS = {
     "one v_proj": ("v_proj",),
     "every v_proj": ("v_proj",),
     "all of attention": ATTENTION,
-    "every projection": tuple(name for step in STEPS for name in step),
+    "every projection": PROJECTIONS,
 }
 """Where blocks sit: on the inputs of these projections, in one layer or in all."""
 

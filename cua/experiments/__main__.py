@@ -2,6 +2,7 @@
 
 An interrupted one resumes.  Start the same command several times, and the processes share the runs.  With ``--again
 RUN`` a single recorded run is made once more, in a copy, and the two are compared; nothing recorded changes.
+Most need text: WikiText-2, from the hub or a copy.
 """
 
 import argparse
@@ -13,8 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cua.experiments import EXPERIMENTS
 from cua.experiments.record import ADAPTERS, RESULTS, git_commit, load_result
+from cua.experiments.registry import EXPERIMENTS
 
 
 def main() -> None:
@@ -35,6 +36,8 @@ def main() -> None:
             print(again(arguments.names[0], arguments.again))
         except (KeyError, FileNotFoundError) as error:
             parser.error(error.args[0])
+        except subprocess.CalledProcessError:
+            parser.error(f"{arguments.names[0]} could not be run here; what it said stands above")
         return
     try:
         git_commit()  # before hours are spent
@@ -64,7 +67,7 @@ def again(name: str, key: str) -> str:
         rest = {other: run for other, run in recorded["runs"].items() if other != key}
         file.write_text(json.dumps(recorded | {"runs": rest, "status": "partial", "headline": {}}))
         command = [sys.executable, "-m", "cua.experiments", name]
-        subprocess.run(command, env=os.environ | {"CUA_RECORDS": folder}, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(command, env=os.environ | {"CUA_RECORDS": folder}, stdout=sys.stderr, check=True)
         now = json.loads(file.read_text())["runs"][key]
     before = recorded["runs"][key]
     if "perplexity" not in before:

@@ -6,7 +6,6 @@ nothing.
 """
 
 import copy
-import time
 from typing import Any
 
 import torch
@@ -68,14 +67,14 @@ def run() -> dict[str, Any]:
     )
     ours, other = copy.deepcopy(plain), copy.deepcopy(plain)
     cua.load(ours, ADAPTERS / OURS)
-    for key in record.missing(["cua", *(label.partition("/")[0] for label in places)]):
-        started = time.perf_counter()
+
+    def make(key: str) -> dict[str, Any]:
         adapter = (
             None if key == "cua" else PeftAdapter(other, METHODS[key](chosen[places[f"{key}/{BUDGET}"]]["modules"]))
         )
         model = ours if adapter is None else other
-        passes = {"adapted": lambda model=model: forward(model, ids), "plain": lambda: forward(plain, ids)}
-        steps = {"adapted": lambda model=model: step(model, ids), "cua": lambda: step(ours, ids)}
+        passes = {"adapted": lambda: forward(model, ids), "plain": lambda: forward(plain, ids)}
+        steps = {"adapted": lambda: step(model, ids), "cua": lambda: step(ours, ids)}
         run = {
             "forward_s": in_turn(passes, REPEATS),
             "step_s": in_turn(steps, REPEATS),
@@ -83,7 +82,10 @@ def run() -> dict[str, Any]:
         }
         if adapter is not None:
             adapter.detach()
-        record.add(key, run, time.perf_counter() - started)
+        return run
+
+    if not record.fill(["cua", *(label.partition("/")[0] for label in places)], make):
+        return record.result
     return record.finish(headline(record.result["runs"]))
 
 

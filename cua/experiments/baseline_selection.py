@@ -1,11 +1,11 @@
 """Adapters of PEFT at our budgets: where each method goes and how fast it learns, chosen on validation text.
 
-Every method gets what our blocks got (:mod:`.placement`, :mod:`.rate_selection`): the same training windows, one
-gradient to choose modules by, several projections to choose from, several learning rates.  A method's gradient is that
-of its own parameters as they start out; modules with the largest sum of absolute slopes for each of their parameters
-come first, as long as the budget lasts.  Low-rank matrices start out in a random direction, and a module's slopes can
-change by a factor of five with it: theirs are means over several directions.  A first search had them from one; what it
-chose is kept as a candidate where it chose otherwise ("-one").
+Every method gets what our blocks got (:mod:`cua.experiments.placement`, :mod:`.rate_selection`): the same training
+windows, one gradient to choose modules by, several projections to choose from, several learning rates.  A method's
+gradient is that of its own parameters as they start out; modules with the largest sum of absolute slopes for each of
+their parameters come first, as long as the budget lasts.  Low-rank matrices start out in a random direction, and a
+module's slopes can change by a factor of five with it: theirs are means over several directions.  A first search had
+them from one; what it chose is kept as a candidate where it chose otherwise ("-one").
 
 Each place is tried with few steps at one rate, that of our search ("oft": half of it, which moves its blocks as far).
 The best place is tried twice more: with what is left of the budget spent on the steepest other modules ("-fill"), and
@@ -19,8 +19,7 @@ singular vector of dL/dW, as long as PEFT draws it, and modules are chosen by th
 slopes anywhere.  It has our choice of components and no rotation.
 """
 
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -169,50 +168,38 @@ def run() -> dict[str, Any]:
     slopes |= {f"slopes/{method}-one": partial(steep, method, PLACES[-2], 1) for method in ("lora", "dora")}
     names = [name for name, _ in full.model.named_modules() if name.endswith(PROJECTIONS)]
     slopes["slopes/lora-gradient"] = lambda: steepest_along_gradient(full.weight_gradients(names))
-    for key in record.missing(slopes):
-        started = time.perf_counter()
-        found = slopes[key]()
-        record.add(key, {"of": found}, time.perf_counter() - started)
-        print(f"{key}: {len(found)} modules", flush=True)
-    if not record.has(*slopes):
+    if not record.fill(slopes, lambda key: {"of": slopes[key]()}):
         return record.result
     known = {key.removeprefix("slopes/"): record.result["runs"][key]["of"] for key in slopes}
     work = cells(known)
 
-    def measure(key: str, bench: Bench, cell: str = "", training: TrainConfig = TRAINING) -> None:
-        started = time.perf_counter()
-        if cell:
-            method, modules = work[cell]
-            ready = prepare(full, cell, modules)
-            run = bench.fit_peft(METHODS[method](modules), training, "selection", 0, prepare=ready)
-            run |= {"rate": training.learning_rate, "modules": modules}
-        else:
-            run = bench.measure("selection", 0)
-        record.add(key, run, time.perf_counter() - started)
-        print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
+    def fit(bench: Bench, cell: str, training: TrainConfig) -> dict[str, Any]:
+        method, modules = work[cell]
+        ready = prepare(full, cell, modules)
+        run = bench.fit_peft(METHODS[method](modules), training, "selection", 0, prepare=ready)
+        return run | {"rate": training.learning_rate, "modules": modules}
 
-    def try_places(keys: Iterable[str]) -> None:
-        for key in record.missing(keys):
-            rate = TRAINING.learning_rate * PACE.get(work[key][0], 1)
-            measure(key, few, key, replace(TRAINING, learning_rate=rate))
+    def at_a_place(key: str) -> dict[str, Any]:
+        if key in ("base", "base-rate"):
+            return (few if key == "base" else full).measure("selection", 0)
+        rate = TRAINING.learning_rate * PACE.get(work[key][0], 1)
+        return fit(few, key, replace(TRAINING, learning_rate=rate))
 
-    for key in record.missing(["base", "base-rate"]):
-        measure(key, few if key == "base" else full)
     first = list(work)
-    try_places(first)
-    if not record.has("base", "base-rate", *first):
+    if not record.fill(["base", "base-rate", *first], at_a_place):
         return record.result
     best = best_places({key: record.result["runs"][key] for key in first}).values()
     more = variants({cell: work[cell] for cell in best}, known)
     work |= more
-    try_places(more)
-    if not record.has(*more):
+    if not record.fill(more, at_a_place):
         return record.result
+
+    def at_a_rate(key: str) -> dict[str, Any]:
+        cell, rate = rest[key]
+        return fit(full, cell, replace(TRAINING, steps=STEPS, learning_rate=rate))
+
     while rest := next_rates(record.result["runs"]):
-        for key in record.missing(rest):
-            cell, rate = rest[key]
-            measure(key, full, cell, replace(TRAINING, steps=STEPS, learning_rate=rate))
-        if not record.has(*rest):
+        if not record.fill(rest, at_a_rate):
             return record.result
     return record.finish(headline(record.result["runs"]))
 

@@ -5,7 +5,6 @@ Places and learning rates are those that :mod:`.baseline_selection` chose; ours 
 """
 
 import itertools
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -56,20 +55,18 @@ def run() -> dict[str, Any]:
         }
     )
     work = {f"{label}/seed{seed}": (label, seed) for seed in SEEDS for label in chosen}
-    for key in record.missing(["base", *work]):
-        started = time.perf_counter()
+
+    def make(key: str) -> dict[str, Any]:
         if key == "base":
-            run = bench.measure("test", 0)
-        else:
-            label, seed = work[key]
-            place, modules = chosen[label]["place"], chosen[label]["modules"]
-            config = METHODS[label.partition("/")[0]](modules)
-            training = replace(TRAINING, learning_rate=chosen[label]["rate"], seed=seed)
-            folder = ADAPTERS / NAME / key if label.startswith("lora/") or seed == 0 else None
-            run = bench.fit_peft(config, training, "test", 0, folder, prepare(bench, place, modules))
-        record.add(key, run, time.perf_counter() - started)
-        print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
-    if not record.has("base", *work):
+            return bench.measure("test", 0)
+        label, seed = work[key]
+        place, modules = chosen[label]["place"], chosen[label]["modules"]
+        config = METHODS[label.partition("/")[0]](modules)
+        training = replace(TRAINING, learning_rate=chosen[label]["rate"], seed=seed)
+        folder = ADAPTERS / NAME / key if label.startswith("lora/") or seed == 0 else None
+        return bench.fit_peft(config, training, "test", 0, folder, prepare(bench, place, modules))
+
+    if not record.fill(["base", *work], make):
         return record.result
     return record.finish(headline(record.result["runs"], ours))
 

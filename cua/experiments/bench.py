@@ -16,7 +16,7 @@ import cua
 from cua import CUAConfig
 from cua.config import layer_number
 from cua.llm.baselines import PeftAdapter
-from cua.llm.data import Corpus, DataUnavailable, load_corpus, windows
+from cua.llm.data import Corpus, evenly, load_corpus, windows
 from cua.llm.evaluate import Perplexity, perplexity
 from cua.llm.models import load_model
 from cua.llm.placement import rotation_gradients, weight_gradients
@@ -29,17 +29,13 @@ GRADIENT_WINDOWS = 32  # of the train split, spread evenly: what blocks are chos
 
 
 def wikitext_splits() -> dict[str, Corpus]:
-    """Corpora "train" and "selection" (for choosing).
+    """Corpora "train", the first 85 % of WikiText-2's validation articles, and "selection", the last 15 %.
 
-    Where the train split cannot be had (the local copy has none), the first 85 % of the validation articles train and
-    the last 15 % choose.
+    The copy that results were recorded with has no train split.  Where there is one it is left alone, so that
+    everybody's runs are the same.
     """
-    validation = load_corpus("wikitext-2", "validation")
-    try:
-        return {"train": load_corpus("wikitext-2", "train"), "selection": validation}
-    except DataUnavailable:
-        train_part, selection = validation.divide(0.85)
-        return {"train": train_part, "selection": selection}
+    train_part, selection = load_corpus("wikitext-2", "validation").divide(0.85)
+    return {"train": train_part, "selection": selection}
 
 
 @dataclass
@@ -77,8 +73,8 @@ class Bench:
         """Any model, and any text: split -> corpus, tokens a window, and at most so many windows, spread evenly."""
         tokens = {name: windows(tokenizer, corpus.text, lengths[name]) for name, corpus in corpora.items()}
         for name, limit in (limits or {}).items():
-            if name in tokens and len(tokens[name]) > limit:
-                tokens[name] = tokens[name][torch.linspace(0, len(tokens[name]) - 1, limit).long()]
+            if name in tokens:
+                tokens[name] = tokens[name][evenly(len(tokens[name]), limit)]
         data = {
             name: corpus.provenance()
             | {
@@ -115,7 +111,7 @@ class Bench:
     def gradient_windows(self) -> Tensor:
         """:data:`GRADIENT_WINDOWS` windows of the train split, spread evenly."""
         tokens = self.tokens["train"]
-        return tokens[torch.linspace(0, len(tokens) - 1, GRADIENT_WINDOWS).long()]
+        return tokens[evenly(len(tokens), GRADIENT_WINDOWS)]
 
     def gradients(self, targets: tuple[str, ...] | str, side: str) -> dict[str, Tensor]:
         """Of all rotations on the train split, see :func:`cua.llm.placement.rotation_gradients`; measured once."""

@@ -5,7 +5,6 @@ One result each.  The base model comes first: every other study asks some of its
 
 import hashlib
 import json
-import time
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -146,18 +145,17 @@ class BenchmarkStudy:
                 "data": {name: _provenance(name, source, every[name]) for name, source in here.items()},
             }
         )
-        for name in record.missing(here):
-            started = time.perf_counter()
+
+        def make(name: str) -> dict[str, Any]:
             with ExitStack() as stack:
                 if self.adapter is not None:
                     adapter = stack.enter_context(attached(model, ADAPTERS / self.adapter, **options))
                     if self.device is not None:
                         stack.enter_context(_circuits(adapter, self.device))
                 scores = benchmark(model, tokenizer, name, every[name])
-            run = {metric: _packed(metric, values) for metric, values in scores.items()}
-            record.add(name, run, time.perf_counter() - started)
-            print(f"{self.name}, {name}: {time.perf_counter() - started:.0f} s", flush=True)
-        if not record.has(*here):
+            return {metric: _packed(metric, values) for metric, values in scores.items()}
+
+        if not record.fill(here, make):
             return record.result
         return record.finish(headline(record.result["runs"], base, every))
 

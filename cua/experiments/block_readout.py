@@ -4,21 +4,20 @@ Adapters trained on the exact readout, on one v_proj.  Blocks that turn too far 
 turned back first, which changes them: what that costs is recorded by itself.
 """
 
-import time
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
-import cua
 from cua.experiments.bench import Bench, run_of
 from cua.experiments.protocol import change_over_text, mean_interval, percent_change
 from cua.experiments.record import ADAPTERS, Record, adapter_digests
+from cua.experiments.trained import attached
 from cua.experiments.v_proj import BOUNDED, ONE_LAYER
 from cua.hybrid import run_blocks
+from cua.llm.data import evenly
 from cua.llm.evaluate import perplexity
 from cua.llm.models import identity
 from cua.llm.prefix import SplitModel
@@ -55,7 +54,7 @@ def run() -> dict[str, Any]:
     paths = {(b, seed): f"{name}/exact-seed{seed}" for b, name in sorted(TRAINED.items()) for seed in SEEDS}
     adapters = adapter_digests(paths.values())
     bench = Bench.prepare(test=True)
-    pick = torch.linspace(0, len(bench.tokens["test"]) - 1, WINDOWS).long()
+    pick = evenly(len(bench.tokens["test"]), WINDOWS)
     ids = bench.tokens["test"][pick]
     record = Record(
         {
@@ -76,21 +75,19 @@ def run() -> dict[str, Any]:
     split = SplitModel(bench.model, LAYER)
     prefix = split.prefix(ids, progress=True)
     work = {f"{b}/{reading}/{seed}": (b, reading, seed) for b, seed in paths for reading in READINGS}
-    for key in record.missing(tqdm(work, desc=NAME, unit="run")):
-        started = time.perf_counter()
+
+    def make(key: str) -> dict[str, Any]:
         b, reading, seed = work[key]
-        adapter = cua.load(bench.model, ADAPTERS / paths[b, seed])
-        if reading != "as trained":
-            bound_k(adapter, BOUND)
         rng = np.random.default_rng(seed)
-        if reading == "sign-faithful":
-            with run_blocks(adapter, lambda q, rng=rng: partial(counted, q, rng, SHOTS)):
-                measured = perplexity(bench.model, ids, split=split, prefix=prefix)
-        else:
-            measured = perplexity(bench.model, ids, split=split, prefix=prefix)
-        adapter.detach()
-        record.add(key, run_of(measured), time.perf_counter() - started)
-    if not record.has(*work):
+        with ExitStack() as stack:
+            adapter = stack.enter_context(attached(bench.model, ADAPTERS / paths[b, seed]))
+            if reading != "as trained":
+                bound_k(adapter, BOUND)
+            if reading == "sign-faithful":
+                stack.enter_context(run_blocks(adapter, lambda q: partial(counted, q, rng, SHOTS)))
+            return run_of(perplexity(bench.model, ids, split=split, prefix=prefix))
+
+    if not record.fill(work, make):
         return record.result
     return record.finish(headline(record.result["runs"]))
 

@@ -1,13 +1,12 @@
 """Rotations on both sides of projections: can our blocks have more for the same number of parameters?
 
 :mod:`.budgets` has blocks of four on the inputs of three projections, and at 25,920 parameters LoRA lowers perplexity
-further.  :mod:`.placement` never tried inputs of some projections together with outputs of others, nor pairs of
-components in place of fours.  That is done here as it was done there: shares are compared on validation text, at the
-learning rate of ours, the best of them at three rates; and it alone meets the test text, with five seeds.  Every block
-is orthogonal and runs as a circuit, as before.
+further.  :mod:`cua.experiments.placement` never tried inputs of some projections together with outputs of others, nor
+pairs of components in place of fours.  That is done here as it was done there: shares are compared on validation text,
+at the learning rate of ours, the best of them at three rates; and it alone meets the test text, with five seeds.  Every
+block is orthogonal and runs as a circuit, as before.
 """
 
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from cua import CUAConfig
 from cua.cayley import n_parameters
 from cua.experiments import baselines
 from cua.experiments.bench import Bench
-from cua.experiments.budgets import BUDGETS, PROJECTIONS
+from cua.experiments.budgets import BUDGETS, TARGETS
 from cua.experiments.placement import BLOCKS
 from cua.experiments.protocol import change_over_seeds_and_text, chosen_groups, percent_change, schedule
 from cua.experiments.rate_selection import BUDGET as BUDGET_RATES
@@ -46,7 +45,7 @@ class Share:
         """Configuration and components by side, with as many parameters as ``n_blocks`` blocks of four."""
         each = n_blocks * n_parameters(4) // n_parameters(self.block_size) // len(self.inputs + self.outputs)
         found = {}
-        for side, mine, every in (("input", self.inputs, PROJECTIONS), ("output", self.outputs, OUTPUTS)):
+        for side, mine, every in (("input", self.inputs, TARGETS), ("output", self.outputs, OUTPUTS)):
             if mine:
                 config = CUAConfig(mine, side=side, block_size=self.block_size)
                 blocks = tuple((projection, each) for projection in mine)
@@ -55,9 +54,9 @@ class Share:
 
 
 SHARES = {
-    "pairs": Share(PROJECTIONS, block_size=2),
-    "up": Share(PROJECTIONS, ("up_proj",)),
-    "up_gate": Share(PROJECTIONS, OUTPUTS),
+    "pairs": Share(TARGETS, block_size=2),
+    "up": Share(TARGETS, ("up_proj",)),
+    "up_gate": Share(TARGETS, OUTPUTS),
     "down_o_up_gate": Share(("o_proj", "down_proj"), OUTPUTS),
     "v_o_up": Share(("v_proj", "o_proj"), ("up_proj",)),
 }
@@ -91,13 +90,11 @@ def run() -> dict[str, Any]:
     )
 
     def add(keys: list[str], bench: Bench, split: str) -> bool:
-        for key in record.missing(keys):
-            started = time.perf_counter()
+        def make(key: str) -> dict[str, Any]:
             share, n_blocks, training, folder = _work(record.result["runs"], key)
-            run = bench.fit_together(SHARES[share].adapters(choosing, n_blocks), training, folder, split, 0)
-            record.add(key, run, time.perf_counter() - started)
-            print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
-        return record.has(*keys)
+            return bench.fit_together(SHARES[share].adapters(choosing, n_blocks), training, folder, split, 0)
+
+        return record.fill(keys, make)
 
     if not add([f"{size}/{name}/rate{FIRST_RATE}" for size in SIZES for name in SHARES], choosing, "selection"):
         return record.result

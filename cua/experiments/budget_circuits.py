@@ -6,7 +6,6 @@ change of perplexity against the same adapter evaluated without circuits on the 
 each with shots and a dealing of pairs of qubits of its own.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -15,14 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
-from tqdm.auto import tqdm
 
-import cua
 from cua.experiments.bench import Bench, run_of
 from cua.experiments.budgets import BUDGETS
 from cua.experiments.noise_frontier import CUTOFF, deal
 from cua.experiments.protocol import change_over_text
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, digest, load_result
+from cua.experiments.trained import attached
 from cua.hybrid import run_blocks
 from cua.llm.evaluate import perplexity
 from cua.llm.models import identity
@@ -80,15 +78,16 @@ def run() -> dict[str, Any]:
         for name, path in paths.items()
         for part in parts
     }
-    for key in record.missing(tqdm(work, desc=NAME, unit="run")):
-        started = time.perf_counter()
+
+    def make(key: str) -> dict[str, Any]:
         path, device, part = work[key]
-        adapter = cua.load(bench.model, ADAPTERS / path)
-        with run_blocks(adapter, one_after_another(execution(device, chains, noise, part))):
-            measured = perplexity(bench.model, parts[part])
-        adapter.detach()
-        record.add(key, run_of(measured), time.perf_counter() - started)
-    if not record.has(*work):
+        with (
+            attached(bench.model, ADAPTERS / path) as adapter,
+            run_blocks(adapter, one_after_another(execution(device, chains, noise, part))),
+        ):
+            return run_of(perplexity(bench.model, parts[part]))
+
+    if not record.fill(work, make):
         return record.result
     return record.finish(headline(record.result["runs"], exact, load_result(BUDGETS[0].name)["runs"]["base"]))
 

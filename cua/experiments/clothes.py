@@ -3,7 +3,6 @@
 Perplexities of a text in two clothes cannot be compared, since their tokens differ; the loss of the whole passage can.
 """
 
-import time
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,11 +12,11 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from cua.experiments.domains import ELSEWHERE, corpus, spread
+from cua.experiments.domains import ELSEWHERE, corpus
 from cua.experiments.protocol import mean_interval
 from cua.experiments.record import ADAPTERS, Record, adapter_digests
 from cua.experiments.trained import WIKITEXT, attached, trained_on_wikitext
-from cua.llm.data import Corpus
+from cua.llm.data import Corpus, evenly
 from cua.llm.domains import to_plain
 from cua.llm.evaluate import perplexity
 from cua.llm.models import identity, load_model
@@ -42,9 +41,7 @@ class Study:
     def asked(self, tokenizer: PreTrainedTokenizerBase, tests: dict[str, Corpus]) -> dict[str, list[dict[str, str]]]:
         """Passages by text."""
         found = {name: passages(tokenizer, test.documents) for name, test in tests.items()}
-        return {
-            name: [every[i] for i in spread(torch.arange(len(every)), self.documents)] for name, every in found.items()
-        }
+        return {name: [every[i] for i in evenly(len(every), self.documents)] for name, every in found.items()}
 
     def run(self) -> dict[str, Any]:
         """The base model and every adapter on every passage, in both clothes.
@@ -69,18 +66,16 @@ class Study:
             }
         )
 
-        for key in record.missing(["base", *paths]):
-            started = time.perf_counter()
+        def make(key: str) -> dict[str, Any]:
             with attached(model, ADAPTERS / paths[key]) if key in paths else nullcontext():
-                run = {
+                return {
                     name: {
                         way: [round(nats(model, tokenizer, passage[way]), 4) for passage in found] for way in CLOTHES
                     }
                     for name, found in asked.items()
                 }
-            record.add(key, run, time.perf_counter() - started)
-            print(f"{key}: {time.perf_counter() - started:.0f} s", flush=True)
-        if not record.has("base", *paths):
+
+        if not record.fill(["base", *paths], make):
             return record.result
         return record.finish(headline(record.result["runs"], words))
 

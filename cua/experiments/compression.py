@@ -7,10 +7,10 @@ closed when both are adapted: 1 - ln(A / P') / ln(C / P).  And on text of anothe
 trained on, every model's distribution is compared with the original's.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,8 +23,9 @@ from cua.experiments.bench import TEST_WINDOW, Bench, run_of
 from cua.experiments.budgets import BUDGETS
 from cua.experiments.protocol import chosen_groups, mean_interval, percent_change, schedule, used
 from cua.experiments.record import Record, point
+from cua.llm.architectures import PROJECTIONS
 from cua.llm.compression import Compression, compress, input_moments
-from cua.llm.data import load_corpus, windows
+from cua.llm.data import evenly, load_corpus, windows
 from cua.llm.evaluate import Perplexity
 from cua.llm.loss import distillation_kl, next_token_nll
 from cua.llm.models import identity, load_model
@@ -35,14 +36,13 @@ Run = dict[str, Any]
 
 NAME = "compression"
 QUESTION = "How much of a compressed model's loss do adapters win back, and how much of that is adaptation to the text?"
-EVERY_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 COMPRESSIONS = {
     "svd_mild": Compression("svd", layers=tuple(range(1, 30, 3))),
     "svd_strong": Compression("svd", layers=tuple(i for i in range(30) if i % 3)),
     "tensor_train_mild": Compression("tensor train", layers=tuple(range(1, 30, 6))),
     "tensor_train_strong": Compression("tensor train", layers=tuple(range(1, 30, 3))),
-    "quantised_mild": Compression("quantised", target_modules=EVERY_LINEAR, bits=4, group=64),
-    "quantised_strong": Compression("quantised", target_modules=EVERY_LINEAR, bits=3, group=32),
+    "quantised_mild": Compression("quantised", target_modules=PROJECTIONS, bits=4, group=64),
+    "quantised_strong": Compression("quantised", target_modules=PROJECTIONS, bits=3, group=32),
 }
 CLAIMED = "svd_mild"  # five seeds, and LoRA beside it; the others three
 WINDOWS, ELSEWHERE = 48, 12  # of WikiText's test split and of Wikipedia articles, spread evenly
@@ -83,7 +83,7 @@ def compressed(bench: Bench, compression: Compression | None) -> Iterator[float]
         yield 1.0
         return
     tokens = bench.tokens["train"]
-    spread = tokens[torch.linspace(0, len(tokens) - 1, CALIBRATION).long()]
+    spread = tokens[evenly(len(tokens), CALIBRATION)]
     moments = input_moments(bench.model, spread, compression)
     weights = {name: bench.model.get_submodule(name).weight for name in moments}
     before = {name: weight.clone() for name, weight in weights.items()}
@@ -110,11 +110,11 @@ def seeds_of(model: str, kind: str) -> tuple[int, ...]:
     return (0, 1, 2) if kind == "cua" else ()
 
 
-def work() -> dict[str, list[tuple[str, str, int]]]:
-    """Keys of all runs by model: the model itself, then its adapters."""
+def work() -> dict[str, dict[str, tuple[str, int]]]:
+    """Of every model the runs, and kind and seed of their adapters: the model itself, then with adapters."""
     return {
-        model: [(model, "", 0)]
-        + [(f"{model}/{kind}/seed{seed}", kind, seed) for kind in ("cua", "lora") for seed in seeds_of(model, kind)]
+        model: {model: ("", 0)}
+        | {f"{model}/{kind}/seed{seed}": (kind, seed) for kind in ("cua", "lora") for seed in seeds_of(model, kind)}
         for model in ("original", *COMPRESSIONS)
     }
 
@@ -122,10 +122,10 @@ def work() -> dict[str, list[tuple[str, str, int]]]:
 def run() -> dict[str, Any]:
     """Every model with every adapter, on the same windows of the test split."""
     full = Bench.prepare(test=True)
-    pick = torch.linspace(0, len(full.tokens["test"]) - 1, WINDOWS).long()
+    pick = evenly(len(full.tokens["test"]), WINDOWS)
     corpus = load_corpus("wikipedia", "test")
     other = windows(load_model()[1], corpus.text, TEST_WINDOW)
-    spread = torch.linspace(0, len(other) - 1, ELSEWHERE).long()
+    spread = evenly(len(other), ELSEWHERE)
     tokens = {"train": full.tokens["train"], "test": full.tokens["test"][pick], "elsewhere": other[spread]}
     record = Record(
         {
@@ -148,24 +148,21 @@ def run() -> dict[str, Any]:
         }
     )
     original = teacher_states(full.model, tokens["elsewhere"], dtype=torch.float32, progress=True)
+
+    def make(model: str, bench: Comparison, share: float, key: str) -> dict[str, Any]:
+        kind, seed = everything[model][key]
+        if kind == "":
+            return bench.measure("test", 0) | {"share_of_bits": share}
+        rate = RATES.get(model, RATES[CLAIMED])[kind]
+        return fit(bench, kind, replace(TRAINING, learning_rate=rate, seed=seed), "test")
+
     everything = work()
     for model, runs in everything.items():
-        if record.has(*(key for key, _, _ in runs)):
-            continue
-        with compressed(full, COMPRESSIONS.get(model)) as share:
-            bench = Comparison(full.model, tokens, full.data, original=original)
-            kinds = {key: (kind, seed) for key, kind, seed in runs}
-            for key in record.missing(kinds):
-                started = time.perf_counter()
-                kind, seed = kinds[key]
-                if kind == "":
-                    run = bench.measure("test", 0) | {"share_of_bits": share}
-                else:
-                    rate = RATES.get(model, RATES[CLAIMED])[kind]
-                    run = fit(bench, kind, replace(TRAINING, learning_rate=rate, seed=seed), "test")
-                record.add(key, run, time.perf_counter() - started)
-                print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
-    if not record.has(*(key for runs in everything.values() for key, _, _ in runs)):
+        if not record.has(*runs):
+            with compressed(full, COMPRESSIONS.get(model)) as share:
+                bench = Comparison(full.model, tokens, full.data, original=original)
+                record.fill(runs, partial(make, model, bench, share))
+    if not record.has(*(key for runs in everything.values() for key in runs)):
         return record.result
     return record.finish(headline(record.result["runs"]))
 

@@ -1,7 +1,7 @@
-"""Learning rates for :mod:`.compression`, chosen on validation text, for the original and the compressed model."""
+"""Learning rates for :mod:`cua.experiments.compression`, chosen on validation text, with and without compression."""
 
-import time
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from cua.experiments.bench import Bench
@@ -50,20 +50,19 @@ def run() -> dict[str, Any]:
         }
     )
     kinds = {f"{kind}/rate{rate}": (kind, rate) for kind, rates in GRID.items() for rate in rates}
-    names = {model: ([f"{model}/{key}" for key in kinds]) for model in ("original", CLAIMED)}
+    names = {model: [model, *(f"{model}/{key}" for key in kinds)] for model in ("original", CLAIMED)}
+
+    def make(model: str, bench: Bench, key: str) -> dict[str, Any]:
+        if key == model:
+            return bench.measure("selection", 0)
+        kind, rate = kinds[key.removeprefix(f"{model}/")]
+        return fit(bench, kind, replace(TRAINING, learning_rate=rate), "selection")
+
     for model, keys in names.items():
-        with compressed(full, COMPRESSIONS.get(model)):
-            bench = Bench(full.model, tokens, full.data)
-            for key in record.missing([model, *keys]):
-                started = time.perf_counter()
-                if key == model:
-                    run = bench.measure("selection", 0)
-                else:
-                    kind, rate = kinds[key.removeprefix(f"{model}/")]
-                    run = fit(bench, kind, replace(TRAINING, learning_rate=rate), "selection")
-                record.add(key, run, time.perf_counter() - started)
-                print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
-    if not record.has(*names, *(key for keys in names.values() for key in keys)):
+        if not record.has(*keys):
+            with compressed(full, COMPRESSIONS.get(model)):
+                record.fill(keys, partial(make, model, Bench(full.model, tokens, full.data)))
+    if not record.has(*(key for keys in names.values() for key in keys)):
         return record.result
     return record.finish(headline(record.result["runs"]))
 

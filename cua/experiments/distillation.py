@@ -4,18 +4,19 @@ Two students with the same 6,144 parameters: the model as it is, taught by one t
 compressed model, taught by the original.  Measured on held-out validation text, three seeds each.
 """
 
-import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
-import cua
 from cua import CUAConfig
 from cua.experiments.bench import Bench
 from cua.experiments.compression import COMPRESSIONS, compressed
 from cua.experiments.protocol import mean_interval, percent_change, used
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, point
+from cua.experiments.trained import attached
+from cua.llm.data import evenly
 from cua.llm.loss import distillation_kl
 from cua.llm.models import identity
 from cua.llm.placement import choose_groups
@@ -25,6 +26,7 @@ NAME = "distillation"
 QUESTION = "When does a teacher's distribution lower held-out perplexity more than the next token alone?"
 SEEDS, EVERY = (0, 1, 2), 3  # every third window of the selection split
 WINDOWS = 128  # of the train split, spread evenly: what the teachers are asked about
+CACHED = 8  # of these, to see what the cache loses
 STUDENT, N_BLOCKS = CUAConfig(side="output"), 1024
 TRAINING = TrainConfig(steps=60, learning_rate=0.02, warmup=10)
 ADAPTED_TEACHER = "v_proj_all/exact-seed0"
@@ -70,7 +72,7 @@ def run() -> dict[str, Any]:
     """
     digests = adapter_digests([ADAPTED_TEACHER])
     full = Bench.prepare(test=False)
-    spread = torch.linspace(0, len(full.tokens["train"]) - 1, WINDOWS).long()
+    spread = evenly(len(full.tokens["train"]), WINDOWS)
     tokens = {"train": full.tokens["train"][spread], "selection": full.tokens["selection"][::EVERY]}
     record = Record(
         {
@@ -92,21 +94,22 @@ def run() -> dict[str, Any]:
     )
     work = {f"{lesson.key}/seed{seed}": (lesson, seed) for lesson in LESSONS for seed in SEEDS}
     names = ["cache", "original", "compressed", *work]
-    bench = Bench(full.model, tokens, full.data)
-    teachers = {name: _teacher(bench, name) for name in ("original", "adapted")}
+    if not record.has(*names):
+        bench = Bench(full.model, tokens, full.data)
+        teachers = {name: _teacher(bench, name) for name in ("original", "adapted")}
+
+    def make(student: str, bench: Bench, key: str) -> dict[str, Any]:
+        if key == "cache":
+            return _cache(bench, teachers["original"])
+        if key == student:
+            return bench.measure("selection", 0)
+        return _fit(bench, *work[key], teachers)
+
     for student in ("original", "compressed"):
-        with compressed(full, COMPRESSIONS[COMPRESSION] if student == "compressed" else None):
-            bench = Bench(full.model, tokens, full.data)
-            for key in record.missing(name for name in names if name.startswith((student, "cache"))):
-                started = time.perf_counter()
-                if key == "cache":
-                    run = _cache(bench, teachers["original"])
-                elif key == student:
-                    run = bench.measure("selection", 0)
-                else:
-                    run = _fit(bench, *work[key], teachers)
-                record.add(key, run, time.perf_counter() - started)
-                print(key, {k: run[k] for k in run if k in ("perplexity", "kl_bf16")}, flush=True)
+        keys = [name for name in names if name.startswith((student, "cache"))]
+        if not record.has(*keys):
+            with compressed(full, COMPRESSIONS[COMPRESSION] if student == "compressed" else None):
+                record.fill(keys, partial(make, student, Bench(full.model, tokens, full.data)))
     if not record.has(*names):
         return record.result
     return record.finish(headline(record.result["runs"]))
@@ -115,11 +118,8 @@ def run() -> dict[str, Any]:
 def _teacher(bench: Bench, name: str) -> torch.Tensor:
     if name == "original":
         return teacher_states(bench.model, bench.tokens["train"], progress=True)
-    adapter = cua.load(bench.model, ADAPTERS / ADAPTED_TEACHER)
-    try:
+    with attached(bench.model, ADAPTERS / ADAPTED_TEACHER):
         return teacher_states(bench.model, bench.tokens["train"], progress=True)
-    finally:
-        adapter.detach()
 
 
 def _fit(bench: Bench, lesson: Lesson, seed: int, teachers: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -130,12 +130,12 @@ def _fit(bench: Bench, lesson: Lesson, seed: int, teachers: dict[str, torch.Tens
 
 
 @torch.no_grad()
-def _cache(bench: Bench, cached: torch.Tensor, n_windows: int = 8) -> dict[str, Any]:
+def _cache(bench: Bench, cached: torch.Tensor) -> dict[str, Any]:
     """Nats a token between the teacher and its cache, next to what the 64 most likely tokens alone would leave out."""
-    ids = bench.tokens["train"][:n_windows]
+    ids = bench.tokens["train"][:CACHED]
     exact = teacher_states(bench.model, ids, dtype=torch.float32)
     tokens = ids[:, 1:].numel()
-    kl = distillation_kl(cached[:n_windows].float(), bench.model.lm_head, exact, 1.0).item() / tokens
+    kl = distillation_kl(cached[:CACHED].float(), bench.model.lm_head, exact, 1.0).item() / tokens
     rest = 1 - torch.cat([bench.model.lm_head(h).softmax(-1).topk(64).values.sum(-1) for h in exact])
     return {
         "kl_bf16": kl,

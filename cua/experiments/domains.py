@@ -5,7 +5,6 @@ ones: those four tell what is said from how it is written.  Adapters trained on 
 and kinds, are measured by :mod:`.forgetting`.
 """
 
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from cua.experiments.budgets import BUDGETS
 from cua.experiments.placement import TRAINING
 from cua.experiments.protocol import change_over_seeds_and_text, chosen_groups, used
 from cua.experiments.record import ADAPTERS, Record, point
-from cua.llm.data import Corpus, load_corpus, windows
+from cua.llm.data import Corpus, evenly, load_corpus, windows
 from cua.llm.domains import DOMAINS, formatting, load_domain, to_plain, to_wikitext
 from cua.llm.models import identity, load_model
 
@@ -75,7 +74,8 @@ def _runs(document: str) -> set[tuple[str, ...]]:
 
 def cut(tokenizer: PreTrainedTokenizerBase, text: Corpus, most: int | None = None) -> Tensor:
     """Windows of a corpus, spread evenly where there are more than ``most``."""
-    return spread(windows(tokenizer, text.text, TRAIN_WINDOW), most)
+    found = windows(tokenizer, text.text, TRAIN_WINDOW)
+    return found[evenly(len(found), most)]
 
 
 def cut_formatting(tokenizer: PreTrainedTokenizerBase, text: Corpus, most: int | None = None) -> Tensor:
@@ -86,14 +86,8 @@ def cut_formatting(tokenizer: PreTrainedTokenizerBase, text: Corpus, most: int |
     marks = formatting(text.text)
     spans = tokenizer(text.text, add_special_tokens=False, verbose=False, return_offsets_mapping=True).offset_mapping
     found = [any(marks[a:b]) and not any(c.isalnum() for c in text.text[a:b]) for a, b in spans]
-    return spread(torch.tensor(found[: len(found) // TRAIN_WINDOW * TRAIN_WINDOW]).view(-1, TRAIN_WINDOW), most)
-
-
-def spread(rows: Tensor, most: int | None) -> Tensor:
-    """Rows, at most ``most`` of them, evenly from the first to the last."""
-    if most is None or len(rows) <= most:
-        return rows
-    return rows[torch.linspace(0, len(rows) - 1, most).long()]
+    rows = torch.tensor(found[: len(found) // TRAIN_WINDOW * TRAIN_WINDOW]).view(-1, TRAIN_WINDOW)
+    return rows[evenly(len(rows), most)]
 
 
 def read(
@@ -129,20 +123,18 @@ def run() -> dict[str, Any]:
     )
     trained = {f"{text}/seed{seed}": (text, seed) for text in TEXTS for seed in SEEDS}
     benches: dict[str, Bench] = {}
-    for key in record.missing(["base", *trained]):
-        started = time.perf_counter()
+
+    def make(key: str) -> dict[str, Any]:
         if key in trained:
             text, seed = trained[key]
             if text not in benches:
-                benches = {text: Bench(model, tokens | {"train": cut(tokenizer, trains[text])}, {})}
-            run = _fit(benches[text], seed, ADAPTERS / NAME / label(key))
-        else:
-            bench = Bench(model, tokens, {})
-            run = {"texts": {text: bench.measure(text, 0) for text in TEXTS}}
-        record.add(key, run, time.perf_counter() - started)
-        shown = record.result["runs"][key]["texts"]["wikitext"]["perplexity"]
-        print(f"{key}: perplexity of WikiText {shown:.3f}", flush=True)
-    if not record.has("base", *trained):
+                benches.clear()
+                benches[text] = Bench(model, tokens | {"train": cut(tokenizer, trains[text])}, {})
+            return _fit(benches[text], seed, ADAPTERS / NAME / label(key))
+        bench = Bench(model, tokens, {})
+        return {"texts": {text: bench.measure(text, 0) for text in TEXTS}}
+
+    if not record.fill(["base", *trained], make):
         return record.result
     return record.finish(headline(record.result["runs"]))
 

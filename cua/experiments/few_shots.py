@@ -4,13 +4,10 @@ The penalty in perplexity of reading amplitudes, signs and all, from a few shots
 qubits and with a device's noise, against the same adapter computed exactly; on the text that chooses.
 """
 
-import time
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
-from tqdm.auto import tqdm
 
 import cua
 from cua.experiments.bench import Bench, run_of
@@ -19,6 +16,7 @@ from cua.experiments.protocol import change_over_seeds_and_text, mean_interval, 
 from cua.experiments.record import ADAPTERS, Record, adapter_digests
 from cua.experiments.v_proj import BOUNDED
 from cua.hybrid import run_on_circuits
+from cua.llm.data import evenly
 from cua.llm.evaluate import perplexity
 from cua.llm.models import identity
 from cua.llm.prefix import SplitModel
@@ -44,7 +42,7 @@ def run() -> dict[str, Any]:
     backend = FakeMarrakesh()
     noise, chains = DeviceNoise(backend), disjoint_paths(backend, 2, cutoff=CUTOFF)
     bench = Bench.prepare(test=False)
-    pick = torch.linspace(0, len(bench.tokens["selection"]) - 1, WINDOWS).long()
+    pick = evenly(len(bench.tokens["selection"]), WINDOWS)
     ids = bench.tokens["selection"][pick]
     record = Record(
         {
@@ -79,10 +77,7 @@ def run() -> dict[str, Any]:
     for seed in SEEDS:
         work[f"exact/{seed}"] = (seed,)
         work |= {f"{qubits}/{shots}/{seed}": (seed, qubits, shots) for qubits in QUBITS for shots in SHOTS}
-    for key in record.missing(tqdm(work, desc=NAME, unit="run")):
-        started = time.perf_counter()
-        record.add(key, measure(*work[key]), time.perf_counter() - started)
-    if not record.has(*work):
+    if not record.fill(work, lambda key: measure(*work[key])):
         return record.result
     return record.finish(headline(record.result["runs"]))
 

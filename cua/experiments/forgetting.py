@@ -4,7 +4,6 @@ Ours and low-rank ones of three sizes, the other methods of PEFT at one, and our
 direction, so far that predictions change as much as by training.
 """
 
-import time
 from typing import Any
 
 import numpy as np
@@ -110,16 +109,16 @@ def run() -> dict[str, Any]:
     before = {text: last_states(model, windows) for text, windows in tokens.items()}
     few = cut(tokenizer, tests[MATCHED_ON], MATCHED_WINDOWS)
     drawn = {f"matched/draw{draw}": draw for draw in DRAWS}
-    for key in record.missing([*paths, *drawn]):
-        started = time.perf_counter()
+
+    def make(key: str) -> dict[str, Any]:
         folder, options = ADAPTERS / paths.get(key, paths[PATTERN]), {}
         if key in drawn:
             options = {"draw": drawn[key], "scale": matched_scale(model, folder, drawn[key], few)}
         with attached(model, folder, **options):
             run = {text: compare(model, before[text], ids, marks.get(text)) for text, ids in tokens.items()}
-        record.add(key, run | options, time.perf_counter() - started)
-        print(f"{key}: {time.perf_counter() - started:.0f} s", flush=True)
-    if not record.has(*paths, *drawn):
+        return run | options
+
+    if not record.fill([*paths, *drawn], make):
         return record.result
     return record.finish(headline(record.result["runs"]))
 

@@ -6,7 +6,6 @@ adapter that says no more than that becomes smaller from the start of a window t
 text read first nothing of it is left.
 """
 
-import time
 from contextlib import nullcontext
 from typing import Any
 
@@ -110,17 +109,17 @@ def run() -> dict[str, Any]:
     )
     keys = [f"{text}/{who}" for text in TEXTS for who in ("base", *(f"seed{seed}" for seed in SEEDS))]
     pages: dict[str, Tensor] = {}
-    for key in record.missing(keys):
-        started = time.perf_counter()
+
+    def make(key: str) -> dict[str, Any]:
         text, _, _ = key.partition("/")
         ids = tokens[text]
         if text not in pages:
-            pages = {text: cut(tokenizer, trains[text], len(ids))}
+            pages.clear()
+            pages[text] = cut(tokenizer, trains[text], len(ids))
         with attached(model, ADAPTERS / paths[key]) if key in paths else nullcontext():
-            found = summed(losses(model, ids), losses(model, ids, pages[text]), kinds(tokenizer, ids))
-        record.add(key, found, time.perf_counter() - started)
-        print(f"{key}: {sum(found['nll']) / found['tokens']:.4f} nats a token", flush=True)
-    if not record.has(*keys):
+            return summed(losses(model, ids), losses(model, ids, pages[text]), kinds(tokenizer, ids))
+
+    if not record.fill(keys, make):
         return record.result
     return record.finish(headline(record.result["runs"]))
 

@@ -7,9 +7,6 @@ of random deals.
 """
 
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,14 +15,15 @@ from numpy.typing import NDArray
 from qiskit.transpiler import generate_preset_pass_manager
 from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
 from torch import Tensor
-from tqdm.auto import tqdm
 
 import cua
 from cua.experiments.bench import Bench, run_of
 from cua.experiments.protocol import mean_interval, percent_change
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, point
+from cua.experiments.trained import attached
 from cua.experiments.v_proj import BOUNDED
 from cua.hybrid import run_on_device, slice_energies
+from cua.llm.data import evenly
 from cua.llm.evaluate import perplexity
 from cua.llm.models import identity
 from cua.llm.prefix import SplitModel
@@ -60,7 +58,7 @@ def run() -> dict[str, Any]:
     noise = DeviceNoise(device, asymmetric_readout=True)
     pairs = disjoint_paths(device, 2, limit=PAIRS, cutoff=CUTOFF)
     bench = Bench.prepare(test=True)
-    picks = {n: torch.linspace(0, len(bench.tokens["test"]) - 1, n).long() for n in (WINDOWS, PROMPTS)}
+    picks = {n: evenly(len(bench.tokens["test"]), n) for n in (WINDOWS, PROMPTS)}
     ids, prompts = bench.tokens["test"][picks[WINDOWS]], bench.tokens["test"][picks[PROMPTS], :PROMPT_TOKENS]
     record = Record(
         {
@@ -91,36 +89,25 @@ def run() -> dict[str, Any]:
     work = [f"strength/{resets}/{errors}/{seed}" for seed in SEEDS for resets in deep for errors in ERRORS]
     work += [f"text/{seed}" for seed in SEEDS]
     work += [f"perplexity/{name}/{deal}/{seed}" for seed in SEEDS for name in PACKINGS for deal in DEALS]
-    for key in record.missing(tqdm(work, desc=NAME, unit="run")):
-        kind, *which, seed = key.split("/")
-        started = time.perf_counter()
-        with attached(bench, folders[int(seed)]) as adapter:
+
+    def make(key: str) -> dict[str, Any]:
+        kind, *which, number = key.split("/")
+        seed = int(number)
+        with attached(bench.model, ADAPTERS / folders[seed]) as adapter:
             if kind == "strength":
                 resets, errors = which
-                measured = {"by_round": strengths(adapter, deep[int(resets)], noise, errors, int(seed))}
-            else:
-                energies = slice_energies(adapter, bench.tokens["train"][:2])
-                if kind == "text":
-                    measured = write(adapter, packed["3_rounds_2_resets"], noise, energies, prompts, int(seed))
-                else:
-                    name, deal = which
-                    rng = np.random.default_rng(int(seed))
-                    importance = [rng.random(len(e)) for e in energies] if deal == "random" else energies
-                    measured = mitigated(adapter, packed[name], noise, importance, (ids, split, prefix), int(seed))
-        record.add(key, measured, time.perf_counter() - started)
-    if not record.has(*work):
+                return {"by_round": strengths(adapter, deep[int(resets)], noise, errors, seed)}
+            energies = slice_energies(adapter, bench.tokens["train"][:2])
+            if kind == "text":
+                return write(adapter, packed["3_rounds_2_resets"], noise, energies, prompts, seed)
+            name, deal = which
+            rng = np.random.default_rng(seed)
+            importance = [rng.random(len(e)) for e in energies] if deal == "random" else energies
+            return mitigated(adapter, packed[name], noise, importance, (ids, split, prefix), seed)
+
+    if not record.fill(work, make):
         return record.result
     return record.finish(headline(record.result["runs"]))
-
-
-@contextmanager
-def attached(bench: Bench, folder: str) -> Iterator[cua.Adapter]:
-    """The model of the bench with an adapter, for a while."""
-    adapter = cua.load(bench.model, ADAPTERS / folder)
-    try:
-        yield adapter
-    finally:
-        adapter.detach()
 
 
 def strengths(adapter: cua.Adapter, packed: PackedCircuit, noise: DeviceNoise, errors: str, seed: int) -> list[float]:

@@ -4,7 +4,6 @@ Each at its own learning rate, chosen with one seed on some windows of the held-
 three seeds.
 """
 
-import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -142,26 +141,23 @@ def run() -> dict[str, Any]:
         return run | {"layers": len(groups), "rate": rate}
 
     first = {f"{name}-rate{rate}-seed{SEEDS[0]}": (name, rate) for name in IDEAS for rate in RATES}
-    for key in record.missing(["base", *first]):
-        started = time.perf_counter()
+
+    def make(key: str) -> dict[str, Any]:
         if key == "base":
-            run = bench.measure("selection", 0)
-        else:
-            name, rate = first[key]
-            run = fit(IDEAS[name], rate, SEEDS[0], ("selection", "rates"))
-        record.add(key, run, time.perf_counter() - started)
-        print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
-    if not record.has("base", *first):
+            return bench.measure("selection", 0)
+        name, rate = first[key]
+        return fit(IDEAS[name], rate, SEEDS[0], ("selection", "rates"))
+
+    if not record.fill(["base", *first], make):
         return record.result
     best = {name: best_rate(record.result["runs"], name) for name in IDEAS}
     rest = {f"{name}-rate{best[name]}-seed{seed}": (name, seed) for seed in SEEDS[1:] for name in IDEAS}
-    for key in record.missing(rest):
-        started = time.perf_counter()
+
+    def again(key: str) -> dict[str, Any]:
         name, seed = rest[key]
-        run = fit(IDEAS[name], best[name], seed, ("selection",))
-        record.add(key, run, time.perf_counter() - started)
-        print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
-    if not record.has(*rest):
+        return fit(IDEAS[name], best[name], seed, ("selection",))
+
+    if not record.fill(rest, again):
         return record.result
     return record.finish(headline(record.result["runs"]))
 

@@ -5,7 +5,6 @@ One decoder layer of Llama 3.1 8B (hidden width 4,096); 1,024 blocks of 4x4 on t
 run of a GPU is added to the same record by the same command; without one there is none.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -55,11 +54,12 @@ def run() -> dict[str, Any]:
     )
     devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
     keys = [f"{device}/{tokens}" for device in devices for tokens in TOKENS[device]]
-    for key in record.missing(keys):
-        started = time.perf_counter()
+
+    def make(key: str) -> dict[str, Any]:
         device, _, tokens = key.partition("/")
-        record.add(key, measure(device, int(tokens)), time.perf_counter() - started)
-    if not record.has(*keys):
+        return measure(device, int(tokens))
+
+    if not record.fill(keys, make):
         return record.result
     return record.finish(headline(record.result["runs"]))
 

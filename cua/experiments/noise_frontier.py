@@ -6,23 +6,21 @@ training, of the shots and of dealing the device's chains of qubits to the block
 """
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from qiskit_ibm_runtime import fake_provider
-from tqdm.auto import tqdm
 
-import cua
 from cua.experiments.bench import Bench, run_of
 from cua.experiments.protocol import change_over_text, mean_interval, percent_change
 from cua.experiments.record import ADAPTERS, Record, adapter_digests, digest
+from cua.experiments.trained import attached
 from cua.experiments.v_proj import BOUNDED, ONE_LAYER
 from cua.hybrid import run_on_circuits
+from cua.llm.data import evenly
 from cua.llm.evaluate import perplexity
 from cua.llm.models import identity
 from cua.llm.prefix import SplitModel
@@ -120,7 +118,7 @@ def run() -> dict[str, Any]:
     places = {(name, n): disjoint_paths(backends[name], n, cutoff=CUTOFF) for name in backends for n in (1, 2, 3, 4)}
     digests = {f"{name}, {n} qubits": digest(chains) for (name, n), chains in places.items()}
     bench = Bench.prepare(test=True)
-    pick = torch.linspace(0, len(bench.tokens["test"]) - 1, WINDOWS).long()
+    pick = evenly(len(bench.tokens["test"]), WINDOWS)
     ids = bench.tokens["test"][pick]
     record = Record(
         {
@@ -146,13 +144,12 @@ def run() -> dict[str, Any]:
     def measure(adapter: str | None, case: Case | None = None) -> dict[str, Any]:
         with ExitStack() as stack:
             if adapter:
-                attached = cua.load(bench.model, ADAPTERS / adapter)
-                stack.callback(attached.detach)
+                loaded = stack.enter_context(attached(bench.model, ADAPTERS / adapter))
             if case:
                 chains = places[case.device, QUBITS.get(case.blocks, 2)]
                 noise, dealt = noises[case.device], deal(chains, case.seed)
                 execution = Execution(case.circuit, case.readout, case.shots, noise, dealt, case.mitigation, case.seed)
-                stack.enter_context(run_on_circuits(attached, execution))
+                stack.enter_context(run_on_circuits(loaded, execution))
             measured = perplexity(bench.model, ids, split=split, prefix=prefix)
         return run_of(measured)
 
@@ -160,10 +157,7 @@ def run() -> dict[str, Any]:
     for case in cases():
         folder = folders[case.blocks][SEEDS.index(case.seed)]
         work |= {case.exact: (folder, None), case.key: (folder, case)}
-    for key in record.missing(tqdm(work, desc=NAME, unit="run")):
-        started = time.perf_counter()
-        record.add(key, measure(*work[key]), time.perf_counter() - started)
-    if not record.has(*work):
+    if not record.fill(work, lambda key: measure(*work[key])):
         return record.result
     return record.finish(headline(record.result["runs"]))
 

@@ -20,6 +20,9 @@ def corrected_and_broken(before: ArrayLike, after: ArrayLike) -> tuple[int, int,
 
     Raises:
         ValueError: for other values or another length.
+
+    >>> corrected_and_broken([0, 0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 1, 0, 1])
+    (5, 1, 0.21875)
     """
     before, after = (np.asarray(answers) for answers in (before, after))
     if before.shape != after.shape or not np.isin([*before, *after], (0, 1)).all():
@@ -29,24 +32,22 @@ def corrected_and_broken(before: ArrayLike, after: ArrayLike) -> tuple[int, int,
     return corrected, broken, float(stats.binomtest(corrected, differ).pvalue) if differ else 1.0
 
 
-def mean_over_questions(values: ArrayLike, unit: str = "%", factor: float = 100.0) -> dict[str, Any]:
-    """Mean over questions with a 95 % bootstrap interval (percentiles), as a headline number.
+def mean_over_questions(values: ArrayLike) -> dict[str, Any]:
+    """Mean over questions in per cent with a 95 % bootstrap interval (percentiles), as a headline number.
 
     Args:
-        values: one a question: right or wrong, or how two models differ.
-        unit: of the number.
-        factor: by which the mean is multiplied.
+        values: one a question: right or wrong, 1 or 0, or how two models differ.
     """
-    return mean_over_benchmarks([values], unit, factor)
+    return mean_over_benchmarks([values])
 
 
-def mean_over_benchmarks(values: list[ArrayLike], unit: str = "%", factor: float = 100.0) -> dict[str, Any]:
+def mean_over_benchmarks(values: list[ArrayLike]) -> dict[str, Any]:
     """Mean of the means over several sets of questions, drawn anew within each set; else as above."""
     rng = np.random.default_rng(0)
     drawn = np.mean([_means_of_draws(np.asarray(questions), rng) for questions in values], axis=0)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    mean = np.mean([np.mean(questions) for questions in values])
-    return {"value": factor * mean, "low": factor * low, "high": factor * high, "unit": unit}
+    low, high = 100 * np.percentile(drawn, [2.5, 97.5])
+    mean = 100 * np.mean([np.mean(questions) for questions in values])
+    return {"value": mean, "low": low, "high": high, "unit": "%"}
 
 
 def _means_of_draws(questions: np.ndarray, rng: np.random.Generator) -> np.ndarray:

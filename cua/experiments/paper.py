@@ -8,8 +8,6 @@ are measured once on the test split.  Each run is written as soon as it is done,
 text is WikiText-2's; the paper's own data and protocol are not public.
 """
 
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -116,27 +114,19 @@ class PaperProfile:
             }
         )
 
-        def once(key: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-            for missing in record.missing([key]):
-                started = time.perf_counter()
-                record.add(missing, work(), time.perf_counter() - started)
-            if not record.has(key):
-                raise RuntimeError(f"another process is at {key}; several have to be started by one accelerate launch")
-            return record.result["runs"][key]
-
         def fit(
             layer: int, rate: float, steps: int, split: str, readout: str = "exact", seed: int = 0
         ) -> dict[str, Any]:
             config = CUAConfig(("v_proj",), (layer,), readout=readout)
             training = TrainConfig(steps, rate, batch=state.num_processes, seed=seed)
             if split != "test":
-                return once(f"layer{layer}-rate{rate}", lambda: bench.fit(config, training, None, split))
+                return record.once(f"layer{layer}-rate{rate}", lambda: bench.fit(config, training, None, split))
             key = f"{readout}-seed{seed}"
             folder = ADAPTERS / self.name / key if state.is_main_process else None
-            return once(key, lambda: bench.fit(config, training, folder, split))
+            return record.once(key, lambda: bench.fit(config, training, folder, split))
 
         def base(split: str, layer: int) -> dict[str, Any]:
-            return once(f"base-{split}", lambda: bench.measure(split, layer))
+            return record.once(f"base-{split}", lambda: bench.measure(split, layer))
 
         middle, half = self.rates[len(self.rates) // 2], self.steps // 2
         chosen = base("selection", self.layers[0])

@@ -4,7 +4,6 @@ All of it is measured on held-out validation text, with few steps: an adapter th
 """
 
 import re
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +14,12 @@ from cua.config import SIDES
 from cua.experiments.bench import Bench
 from cua.experiments.protocol import chosen_groups, percent_change, used
 from cua.experiments.record import Record, point
+from cua.llm.architectures import PROJECTIONS
 from cua.llm.models import identity
 from cua.llm.train import TrainConfig
 
 NAME = "placement"
 QUESTION = "Which projection, side and depth lowers held-out validation perplexity most, at 1k, 6k and 25k parameters?"
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BANDS = tuple(tuple(range(first, first + 6)) for first in range(0, 30, 6))
 # Several projections that share the blocks equally; tried after the single ones, on the side that came out ahead.
 MIXTURES = (("v_proj", "o_proj"), ("v_proj", "o_proj", "down_proj"), PROJECTIONS)
@@ -85,19 +84,18 @@ def run() -> dict[str, Any]:
     # One side after the other, whose gradients fill a gigabyte; from the deepest band to the first, as the hidden
     # states below a band serve all its cells.
     names = sorted(work, key=lambda name: (work[name][0].side, -(work[name][0].layers or (0,))[0]))
-    for key in record.missing(["base", *names]):
-        started = time.perf_counter()
+
+    def make(key: str) -> dict[str, Any]:
         if key == "base":
-            run = bench.measure("selection", 0)
-        else:
-            config, share = work[key]
-            groups = chosen_groups(full.gradients(PROJECTIONS, config.side), config, share)
-            layer = (config.layers or (0,))[0]
-            run = bench.fit(config, TRAINING, None, "selection", groups, layer)
-            run["blocks_by_layer"] = {name: len(group) for name, group in groups.items()}
-        record.add(key, run, time.perf_counter() - started)
-        print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
-    if not record.has("base", *work):
+            return bench.measure("selection", 0)
+        config, share = work[key]
+        groups = chosen_groups(full.gradients(PROJECTIONS, config.side), config, share)
+        layer = (config.layers or (0,))[0]
+        run = bench.fit(config, TRAINING, None, "selection", groups, layer)
+        run["blocks_by_layer"] = {name: len(group) for name, group in groups.items()}
+        return run
+
+    if not record.fill(["base", *names], make):
         return record.result
     return record.finish(headline(record.result["runs"]))
 

@@ -1,10 +1,9 @@
 """The WikiText-2 protocol that every recorded perplexity follows.
 
-Train on the train split, choose on validation, report once on the whole test split; see
-:func:`cua.experiments.bench.wikitext_splits` for where the train split cannot be had.
+Train and choose on two parts of the validation split (:func:`cua.experiments.bench.wikitext_splits`), report once on
+the whole test split.
 """
 
-import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -70,17 +69,15 @@ class WikitextStudy:
         groups = self.groups(bench)
         layer = min(map(layer_number, groups)) if groups else min(self.adapter.layers or (0,))
         trained = {f"{readout}-seed{seed}": (readout, seed) for seed in self.seeds for readout in self.readouts}
-        for key in record.missing(["base", *trained]):
-            started = time.perf_counter()
+
+        def make(key: str) -> dict[str, Any]:
             if key == "base":
-                run = bench.measure_base("test", layer)
-            else:
-                readout, seed = trained[key]
-                config, training = replace(self.adapter, readout=readout), replace(self.training, seed=seed)
-                run = bench.fit(config, training, ADAPTERS / self.name / key, "test", groups)
-            record.add(key, run, time.perf_counter() - started)
-            print(f"{self.name}, {key}: perplexity {run['perplexity']:.3f}", flush=True)
-        if not record.has("base", *trained):
+                return bench.measure_base("test", layer)
+            readout, seed = trained[key]
+            config, training = replace(self.adapter, readout=readout), replace(self.training, seed=seed)
+            return bench.fit(config, training, ADAPTERS / self.name / key, "test", groups)
+
+        if not record.fill(["base", *trained], make):
             return record.result
         return record.finish(self.headline(record.result["runs"]))
 

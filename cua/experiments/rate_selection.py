@@ -1,6 +1,5 @@
 """Learning rates of final runs, chosen on held-out validation text."""
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,17 +55,15 @@ class RateSelection:
         )
         trained = {f"{name}-rate{rate}": (study, rate) for name, study in self.studies.items() for rate in self.rates}
         first_layer = min(min(study.adapter.layers or (0,)) for study in self.studies.values())
-        for key in record.missing(["base", *trained]):
-            started = time.perf_counter()
+
+        def make(key: str) -> dict[str, Any]:
             if key == "base":
-                run = bench.measure("selection", first_layer)
-            else:
-                study, rate = trained[key]
-                training = replace(study.training, steps=self.steps, learning_rate=rate)
-                run = bench.fit(study.adapter, training, None, "selection", study.groups(bench))
-            record.add(key, run, time.perf_counter() - started)
-            print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
-        if not record.has("base", *trained):
+                return bench.measure("selection", first_layer)
+            study, rate = trained[key]
+            training = replace(study.training, steps=self.steps, learning_rate=rate)
+            return bench.fit(study.adapter, training, None, "selection", study.groups(bench))
+
+        if not record.fill(["base", *trained], make):
             return record.result
         runs = record.result["runs"]
         headline = {}

@@ -11,88 +11,23 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jsonschema
 import torch
 from accelerate import PartialState
 from filelock import FileLock, Timeout
+
+from cua.experiments.schema import LATER_PACKAGES, PACKAGES, check
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RECORDS = Path(os.environ.get("CUA_RECORDS") or REPOSITORY / "book")  # elsewhere to try a run again
 RESULTS = RECORDS / "results"
 ADAPTERS = RECORDS / "adapters"
 _CODE = ("cua", "pyproject.toml", "requirements.txt")  # results that are being written are no change of it
-_PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "safetensors", "numpy", "gensim")
-# Not in the first results.
-_LATER_PACKAGES = ("qiskit", "qiskit-aer", "qiskit-ibm-runtime", "peft", "lm-eval", "sacremoses")
-
-_NUMBER = {"type": ["number", "null"]}
-SCHEMA = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": [
-        "name",
-        "question",
-        "status",
-        "config",
-        "seeds",
-        "model",
-        "data",
-        "versions",
-        "git_commit",
-        "device",
-        "wall_time_s",
-        "runs",
-        "headline",
-    ],
-    "properties": {
-        "name": {"type": "string", "pattern": "^[a-z0-9_]+$"},
-        "question": {"type": "string", "minLength": 20},
-        "status": {"enum": ["partial", "complete"]},
-        "config": {"type": "object", "minProperties": 1},
-        "seeds": {"type": "array", "items": {"type": "integer"}, "minItems": 1},
-        "model": {"type": "object", "required": ["name", "parameters", "dtype"]},
-        "data": {"type": "object", "additionalProperties": {"type": "object", "required": ["source", "sha256"]}},
-        "versions": {"type": "object", "required": ["python", *_PACKAGES]},
-        "git_commit": {"type": "string", "pattern": "^[0-9a-f]{40}(-dirty)?$"},
-        "device": {"type": "string"},
-        "wall_time_s": {"type": "number", "minimum": 0},
-        "runs": {"type": "object", "minProperties": 1, "additionalProperties": {"type": "object"}},
-        "headline": {
-            "type": "object",
-            "additionalProperties": {
-                "type": "object",
-                "additionalProperties": False,
-                "required": ["value", "low", "high", "unit"],
-                "properties": {
-                    "value": {"type": "number"},
-                    "low": _NUMBER,
-                    "high": _NUMBER,
-                    "unit": {"type": "string"},
-                },
-            },
-        },
-    },
-}
-
-
-def check(result: dict[str, Any]) -> None:
-    """Raise ``jsonschema.ValidationError`` unless ``result`` follows the schema and is finite and ordered."""
-    jsonschema.validate(result, SCHEMA)
-    try:
-        json.dumps(result, allow_nan=False)
-    except ValueError:
-        raise jsonschema.ValidationError("a number is NaN or infinite") from None
-    if result["status"] == "complete" and not result["headline"]:
-        raise jsonschema.ValidationError("a complete result needs a headline")
-    for name, number in result["headline"].items():
-        low, value, high = number["low"], number["value"], number["high"]
-        if (low is None) != (high is None) or (low is not None and not low <= value <= high):
-            raise jsonschema.ValidationError(f"headline {name}: {value} is outside [{low}, {high}]")
 
 
 def load_result(name: str, folder: Path = RESULTS) -> dict[str, Any]:
@@ -146,7 +81,11 @@ def point(value: float, unit: str) -> dict[str, Any]:
 
 
 def quote(number: dict[str, Any], digits: int = 2) -> str:
-    """A headline number as text, with unit and 95 % interval."""
+    """A headline number as text, with unit and interval: 95 % unless its experiment says otherwise.
+
+    >>> quote({"value": -13.41, "low": -14.2, "high": -12.6, "unit": "%"}, 1)
+    '-13.4 % [-14.2, -12.6]'
+    """
     unit = f" {number['unit']}" if number["unit"] != "1" else ""
     text = f"{number['value']:z,.{digits}f}{unit}"  # z: no minus in front of a zero
     if number["low"] is not None:
@@ -155,14 +94,21 @@ def quote(number: dict[str, Any], digits: int = 2) -> str:
 
 
 def cell(number: dict[str, Any], digits: int = 2) -> str:
-    """A headline number with its 95 % interval, for a table that names the unit itself."""
+    """As :func:`quote`, for a table that names the unit itself."""
     return quote(number | {"unit": "1"}, digits)
+
+
+def _compared(entry: Any) -> Any:
+    """What makes runs belong together: of data its SHA-256, and not where it came from."""
+    if not isinstance(entry, dict):
+        return entry
+    return {key: _compared(value) for key, value in entry.items() if key != "source"}
 
 
 class Record:
     """An experiment in the making; every :meth:`add` leaves a valid file behind.
 
-    Several processes may record one experiment: :meth:`missing` deals the runs out among them.  Processes of one
+    Several processes may record one experiment: :meth:`fill` deals the runs out among them.  Processes of one
     ``accelerate launch`` share every run instead, and the first of them writes.
 
     Args:
@@ -188,7 +134,7 @@ class Record:
         self.result = fresh
         self._read()
         for key in ("config", "seeds", "model", "data"):
-            if self.result[key] != fresh[key]:
+            if _compared(self.result[key]) != _compared(fresh[key]):
                 raise ValueError(f"{self.path} was recorded with another {key}; move it away to record anew")
 
     def has(self, *keys: str) -> bool:
@@ -231,6 +177,33 @@ class Record:
             self.result |= {"status": "partial", "headline": {}}
             self._write()
 
+    def fill(self, keys: Iterable[str], make: Callable[[str], dict[str, Any]]) -> bool:
+        """Make, time and add those of ``keys`` that are missing; whether all are there then.
+
+        They are not if another process is still making some.
+        """
+        keys = list(keys)
+        for key in self.missing(keys):
+            started = time.perf_counter()
+            run = make(key)
+            took_s = time.perf_counter() - started
+            self.add(key, run, took_s)
+            found = f"perplexity {run['perplexity']:.3f}, " if "perplexity" in run else ""
+            PartialState().print(f"{self.result['name']}, {key}: {found}{took_s:.0f} s", flush=True)
+        return self.has(*keys)
+
+    def once(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The run of that name, made first if it is missing.
+
+        Raises:
+            RuntimeError: if another process is making it.
+        """
+        if not self.fill([key], lambda _: make()):
+            raise RuntimeError(
+                f"another process is at {key}; start again when it is done, or several by accelerate launch"
+            )
+        return self.result["runs"][key]
+
     def finish(self, headline: dict[str, dict[str, Any]]) -> dict[str, Any]:
         """Mark the result complete."""
         if not PartialState().is_main_process:
@@ -263,9 +236,7 @@ def _device() -> str:
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {
-        p: importlib.metadata.version(p) for p in _PACKAGES + _LATER_PACKAGES
-    }
+    return {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES + LATER_PACKAGES}
 
 
 @cache

@@ -4,7 +4,6 @@ The parameter-shift rule of :mod:`cua.quantum.shift` on perfect qubits, all eigh
 shots, beside the exact gradient; the paper's placement on the embedded model, read exactly when it is measured.
 """
 
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -48,12 +47,11 @@ def run() -> dict[str, Any]:
     )
     layer = min(BOUNDED.adapter.layers or (0,))
     work = {f"{shots or 'exact'}/seed{seed}": (shots, seed) for seed in SEEDS for shots in (None, *SHOTS)}
-    for key in record.missing(["base", *work]):
-        started = time.perf_counter()
-        run = bench.measure("selection", layer) if key == "base" else _train(bench, packed, layer, *work[key])
-        record.add(key, run, time.perf_counter() - started)
-        print(f"{key}: perplexity {run['perplexity']:.3f}", flush=True)
-    if not record.has("base", *work):
+
+    def make(key: str) -> dict[str, Any]:
+        return bench.measure("selection", layer) if key == "base" else _train(bench, packed, layer, *work[key])
+
+    if not record.fill(["base", *work], make):
         return record.result
     return record.finish(headline(record.result["runs"]))
 

@@ -10,7 +10,6 @@ direction drawn at random; "matched" so far that the model's predictions change 
 """
 
 import itertools
-import time
 from typing import Any
 
 import numpy as np
@@ -127,22 +126,20 @@ def run() -> dict[str, Any]:
     )
     before = last_states(model, windows)
     random = [f"{kind}/{draw}" for kind in ("random", "matched") for draw in range(RANDOM)]
-    for key in record.missing(["base", *paths, *random]):
-        started = time.perf_counter()
+
+    def make(key: str) -> dict[str, Any]:
         if key == "base":
+            return {label: ask(model, tokenizer, row) for label, row in asked.items()}
+        kind, _, draw = key.partition("/")
+        folder, options = ADAPTERS / paths.get(key, paths[PATTERN]), {}
+        if key in random:
+            scale = 1.0 if kind == "random" else matched_scale(model, folder, int(draw), windows)
+            options = {"draw": int(draw), "scale": scale}
+        with attached(model, folder, **options):
             run = {label: ask(model, tokenizer, row) for label, row in asked.items()}
-        else:
-            kind, _, draw = key.partition("/")
-            folder, options = ADAPTERS / paths.get(key, paths[PATTERN]), {}
-            if key in random:
-                scale = 1.0 if kind == "random" else matched_scale(model, folder, int(draw), windows)
-                options = {"draw": int(draw), "scale": scale}
-            with attached(model, folder, **options):
-                run = {label: ask(model, tokenizer, row) for label, row in asked.items()}
-                run |= options | {"kl": divergence(model, before, windows)}
-        record.add(key, run, time.perf_counter() - started)
-        print(f"{key}: {time.perf_counter() - started:.0f} s", flush=True)
-    if not record.has("base", *paths, *random):
+            return run | options | {"kl": divergence(model, before, windows)}
+
+    if not record.fill(["base", *paths, *random], make):
         return record.result
     return record.finish(headline(record.result["runs"], {label: row["answer"] for label, row in asked.items()}))
 

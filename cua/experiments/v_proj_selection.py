@@ -1,6 +1,5 @@
 """Which layer, which learning rate: chosen on held-out validation text, never on test."""
 
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -9,10 +8,10 @@ import torch
 import cua
 from cua import CUAConfig
 from cua.experiments.bench import Bench
-from cua.experiments.protocol import percent_change, used
+from cua.experiments.protocol import used
 from cua.experiments.record import Record, point
 from cua.llm.models import identity
-from cua.llm.prefix import SplitModel
+from cua.llm.placement import backward
 from cua.llm.train import TrainConfig
 
 NAME = "v_proj_selection"
@@ -32,11 +31,8 @@ def gradient_scores(bench: Bench) -> dict[str, Any]:
     """
     adapter = cua.attach(bench.model, CUAConfig())
     try:
-        split = SplitModel(bench.model, 0)
         order = torch.randperm(len(bench.tokens["train"]), generator=torch.Generator().manual_seed(0))
-        for index in order[:SCORED_WINDOWS]:
-            ids = bench.tokens["train"][index : index + 1]
-            (split.nll(split.below(ids), ids) / (ids.shape[1] - 1) / SCORED_WINDOWS).backward()
+        backward(bench.model, bench.tokens["train"][order[:SCORED_WINDOWS]])
         return {"l1": [round(theta.grad.abs().sum().item(), 5) for theta in adapter.parameters()]}
     finally:
         adapter.detach()
@@ -63,19 +59,11 @@ def run() -> dict[str, Any]:
         }
     )
 
-    def once(key: str, work: Any) -> dict[str, Any]:
-        if not record.has(key):
-            started = time.perf_counter()
-            record.add(key, work(), time.perf_counter() - started)
-        return record.result["runs"][key]
-
     def fit(key: str, layers: tuple[int, ...] | None, training: TrainConfig) -> float:
-        fitted = once(key, lambda: bench.fit(CUAConfig(layers=layers), training, None, "selection"))
-        print(f"{key}: {percent_change(fitted, record.result['runs']['base']):+.2f} %", flush=True)
-        return fitted["perplexity"]
+        return record.once(key, lambda: bench.fit(CUAConfig(layers=layers), training, None, "selection"))["perplexity"]
 
-    scores = once("gradient", lambda: gradient_scores(bench))["l1"]
-    once("base", lambda: bench.measure("selection", 0))
+    scores = record.once("gradient", lambda: gradient_scores(bench))["l1"]
+    record.once("base", lambda: bench.measure("selection", 0))
     best = sorted(range(len(scores)), key=lambda layer: -scores[layer])[:CANDIDATES]
     trained = {layer: fit(f"layer{layer}", (layer,), TRAINING) for layer in sorted({*best, 15}, reverse=True)}
     layer = min(trained, key=trained.get)

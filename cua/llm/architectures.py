@@ -7,6 +7,9 @@ no weights, by the same classes that would load it, so what is counted is the mo
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear maps of a decoder layer, in the order in which a token meets them."""
+
 
 def _llama(width: int, layers: int, heads: int, kv_heads: int, inner: int, vocabulary: int, tied: bool) -> dict:
     return {

@@ -155,7 +155,6 @@ def benchmark(
     tokenizer: PreTrainedTokenizerBase,
     name: str,
     every: int = 1,
-    batch: int = BATCH,
 ) -> dict[str, list[float]]:
     """Score one benchmark, question by question, without examples in the prompt.
 
@@ -164,7 +163,6 @@ def benchmark(
         tokenizer: its own.
         name: of :data:`BENCHMARKS`.
         every: only every so many of its rows.
-        batch: sequences at a time.
 
     Returns:
         One number a question, in the order of the rows, by metric: "acc" (1 or 0), "acc_norm" where the task has it
@@ -185,7 +183,7 @@ def benchmark(
     with tempfile.TemporaryDirectory() as folder, _quiet():
         tasks = _write_tasks(BENCHMARKS[name], rows, Path(folder))
         results = simple_evaluate(
-            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, max_length=MAX_LENGTH),
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH, max_length=MAX_LENGTH),
             tasks=list(tasks),
             task_manager=TaskManager(include_path=folder, include_defaults=False),
             gen_kwargs={"max_gen_toks": ANSWER_TOKENS},

@@ -67,6 +67,9 @@ def input_moments(model: LlamaForCausalLM, windows: Tensor, compression: Compres
 
     Returns:
         Mean of x x^T over all tokens, ``(in, in)`` float64, by dotted name.
+
+    Raises:
+        ValueError: see :func:`cua.config.matching_layers`.
     """
     layers = _matched(model, compression)
     moments = {name: torch.zeros(2 * (layer.in_features,), dtype=torch.float64) for name, layer in layers.items()}
@@ -103,6 +106,10 @@ def compress(
 
     Returns:
         Bits that the compressed projections take, as a share of the 16 bits a weight of all the model's projections.
+
+    Raises:
+        ValueError: see :func:`cua.config.matching_layers` and :func:`quantised`.
+        KeyError: for a projection without moments.
     """
     layers = _matched(model, compression)
     total = sum(m.weight.numel() for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".layers." in n)
@@ -123,8 +130,8 @@ def compress(
 def truncated_svd(weight: Tensor, kept: float, moment: Tensor) -> tuple[Tensor, int]:
     """The matrix of the rank that ``kept`` allows with the least mean squared error of the projection's output.
 
-    With the root L of the inputs' moments C = L L^T, E|(W - W')x|^2 = |(W - W') L|^2, which the leading left singular
-    vectors U of W L make least: W' = U U^T W.
+    With the root L of the inputs' moments C = L L^T, ``E|(W - W')x|^2 = |(W - W') L|^2``, which the leading left
+    singular vectors U of W L make least: W' = U U^T W.
 
     Args:
         weight: W, ``(out, in)``.
@@ -174,7 +181,12 @@ def quantised(weight: Tensor, bits: int, group: int, moment: Tensor) -> tuple[Te
 
     Returns:
         The rounded W, and its bits, scales and offsets included.
+
+    Raises:
+        ValueError: for a group that does not divide a row.
     """
+    if weight.shape[1] % group:
+        raise ValueError(f"group={group} does not divide the {weight.shape[1]} weights of a row")
     w = weight.reshape(-1, group)
     importance = moment.diagonal().float().expand_as(weight).reshape(-1, group)
     low, high = w.amin(1, keepdim=True), w.amax(1, keepdim=True)

@@ -77,7 +77,8 @@ def load_corpus(name: str = "auto", split: str = "test") -> Corpus:
 
     Args:
         name: "wikitext-2" (raw, from the copy in ``CUA_HUB_COPY`` or else from the hub), "wikipedia" or "news"
-            (embedded; divided by document, 8:1:1), or "auto": WikiText-2 where it can be had, else "wikipedia".
+            (embedded; divided by document, 8:1:1), or "auto": WikiText-2 where text to train on and to test on can be
+            had, else "wikipedia".
         split: "train", "validation" or "test".
 
     Returns:
@@ -91,7 +92,8 @@ def load_corpus(name: str = "auto", split: str = "test") -> Corpus:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(EMBEDDED_SPLITS)}")
     if name == "auto":  # decided once for all splits: training and test text never come from two corpora
         try:
-            load_rows(*WIKITEXT, "test")
+            for needed in ("train", "test"):
+                load_rows(*WIKITEXT, needed)
             name = "wikitext-2"
         except DataUnavailable:
             name = "wikipedia"
@@ -145,6 +147,11 @@ def load_rows(repository: str, config: str, split: str) -> tuple[datasets.Datase
     finally:
         if shown:
             datasets.enable_progress_bars()
+
+
+def evenly(n: int, most: int | None) -> Tensor:
+    """Indices of ``n`` things, at most ``most`` of them, evenly from the first to the last."""
+    return torch.arange(n) if most is None or n <= most else torch.linspace(0, n - 1, most).long()
 
 
 def windows(tokenizer: PreTrainedTokenizerBase, text: str, length: int, *, bos: bool | None = None) -> Tensor:

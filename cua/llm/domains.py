@@ -55,6 +55,9 @@ def to_wikitext(article: str, *, headings: bool = True) -> str:
     Its first line is the title and becomes " = Title = ", a line "==Section==" becomes " = = Section = = ", 1,000.5
     becomes "1 @,@ 000 @.@ 5"; marks of emphasis and blank lines go, and what is left is tokenised.  Without
     ``headings`` every line is text.
+
+    >>> to_wikitext("Zinc\\n==Use==\\nSome 1,000 tons.")
+    ' = Zinc = \\n = = Use = = \\n Some 1 @,@ 000 tons . \\n'
     """
     lines = [line for line in re.sub("'{2,}", "", article).split("\n") if line.strip()]
     written = []
@@ -67,7 +70,11 @@ def to_wikitext(article: str, *, headings: bool = True) -> str:
 
 
 def to_plain(article: str) -> str:
-    """An article of WikiText as one would print it: ordinary spacing, "==Section==", a blank line after each line."""
+    """An article of WikiText as one would print it: ordinary spacing, "==Section==", a blank line after each line.
+
+    >>> to_plain(" = Zinc = \\n Some 1 @,@ 000 tons . \\n")
+    'Zinc\\n\\nSome 1,000 tons.\\n\\n'
+    """
     return "\n\n".join(_plain_line(line.split()) for line in article.split("\n") if line.strip()) + "\n\n"
 
 

@@ -63,8 +63,11 @@ def perplexity(
         A :class:`Perplexity`.
 
     Raises:
-        ValueError: for a prefix without its split, or one that does not belong to it and these windows.
+        ValueError: without any window; for a prefix without its split, or one that does not belong to it and these
+            windows.
     """
+    if not len(windows):
+        raise ValueError("no windows to measure on: the text is shorter than one, or the slice of them is empty")
     if prefix is not None and split is None:
         raise ValueError("a prefix belongs to a split; pass the SplitModel that computed it as well")
     split = split or SplitModel(model, 0)

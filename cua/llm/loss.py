@@ -40,7 +40,7 @@ class _SummedNLL(torch.autograd.Function):
 
 
 class _SummedKL(torch.autograd.Function):
-    """Sum over rows of tau^2 KL(softmax(W t / tau) || softmax(W h / tau)), differentiable in ``h`` alone."""
+    """Sum over rows of ``tau^2 KL(softmax(W t / tau) || softmax(W h / tau))``, differentiable in ``h`` alone."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, hidden: Tensor, weight: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -85,8 +85,8 @@ def next_token_nll(hidden: Tensor, head: nn.Linear, ids: Tensor) -> Tensor:
 def distillation_kl(hidden: Tensor, head: nn.Linear, teacher: Tensor, temperature: float) -> Tensor:
     """Summed divergence of the model's next-token distribution from its teacher's, both softened.
 
-    tau^2 KL(softmax(W t / tau) || softmax(W h / tau)); with the factor tau^2 its gradient keeps its size as tau grows
-    (Hinton, Vinyals & Dean 2015, arXiv:1503.02531).
+    ``tau^2 KL(softmax(W t / tau) || softmax(W h / tau))``; with the factor tau^2 its gradient keeps its size as tau
+    grows (Hinton, Vinyals & Dean 2015, arXiv:1503.02531).
 
     Args:
         hidden: ``(batch, T, d)``, after the model's final norm.
@@ -106,6 +106,10 @@ def distillation_kl(hidden: Tensor, head: nn.Linear, teacher: Tensor, temperatur
 
 
 def _check_head(head: nn.Linear) -> None:
-    plain = type(head) is nn.Linear and head.bias is None
-    if not plain or (head.weight.requires_grad and torch.is_grad_enabled()):
+    if type(head) is not nn.Linear or head.bias is not None:
         raise ValueError("the language-model head must be a frozen nn.Linear without bias; do not adapt lm_head")
+    if head.weight.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "the language-model head must be a frozen nn.Linear without bias, and this one is not frozen; call "
+            "model.requires_grad_(False) first, as load_model and attach do"
+        )

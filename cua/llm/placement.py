@@ -32,7 +32,7 @@ def rotation_gradients(
     Args:
         model: without adapters on these layers.
         windows: ``(n, T)`` token ids, of the text to be trained on.
-        config: layers and side; its block size, strides and readout are not used.
+        config: layers and side; its readout is not used, and size and strides only have to fit the width.
         progress: show a progress bar.
 
     Returns:
@@ -88,7 +88,8 @@ def weight_gradients(
         progress: show a progress bar.
 
     Returns:
-        dL/dW by name, of the weights' shapes ``(out, in)``, in nats a token.
+        dL/dW by name, of the weights' shapes ``(out, in)``, in nats a token.  The weights are frozen and without a
+        gradient afterwards.
     """
     weights = {name: model.get_submodule(name).weight for name in names}
     try:
@@ -113,18 +114,18 @@ def backward(model: LlamaForCausalLM, windows: Tensor, *, progress: bool = False
 def choose_groups(gradients: dict[str, Tensor], block_size: int, n_blocks: int) -> dict[str, Tensor]:
     """The blocks with the largest gradients, and the components of each.
 
-    Greedy, layer by layer: the pair with the largest |dL/dK_ij| among the components that are left begins a block; then
-    the component with the largest sum of |dL/dK| to those already there joins, until the block is full.  Of the
-    blocks of all layers those with the largest sum over their pairs are kept.
+    Greedy, layer by layer: the pair with the largest ``|dL/dK_ij|`` among the components that are left begins a block;
+    then the component with the largest sum of ``|dL/dK|`` to those already there joins, until the block is full.  Of
+    the blocks of all layers those with the largest sum over their pairs are kept.
 
     Args:
         gradients: from :func:`rotation_gradients`.
-        block_size: b.
+        block_size: b, the components of a block.
         n_blocks: of all layers together.
 
     Returns:
-        int64 ``(blocks of this layer, b)`` by the name of the layer, as :func:`cua.attach` takes them, the largest
-        first; layers without a block are left out.
+        int64 ``(blocks of this layer, b)`` by the name of the layer, as :func:`~cua.adapter.attach` takes them, the
+        largest first; layers without a block are left out.
 
     Raises:
         ValueError: if the layers do not have so many blocks.

@@ -6,6 +6,7 @@ Under ``accelerate launch`` several processes share the windows of each step.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import PartialState
@@ -16,9 +17,11 @@ from transformers import LlamaForCausalLM
 
 from cua.adapter import Adapter
 from cua.cayley import skew
-from cua.llm.baselines import PeftAdapter
 from cua.llm.loss import distillation_kl, next_token_nll
 from cua.llm.prefix import SplitModel
+
+if TYPE_CHECKING:
+    from cua.llm.baselines import PeftAdapter
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ class TrainConfig:
 
 def window_order(n_windows: int, config: TrainConfig) -> Tensor:
     """Window indices ``(steps, batch)``: fresh permutations, one epoch after another."""
+    if n_windows < 1:
+        raise ValueError("no windows to train on: the text is shorter than one, or the slice of them is empty")
     generator = torch.Generator().manual_seed(config.seed)
     wanted = config.steps * config.batch
     epochs = [torch.randperm(n_windows, generator=generator) for _ in range(math.ceil(wanted / n_windows))]
@@ -69,7 +74,7 @@ def window_order(n_windows: int, config: TrainConfig) -> Tensor:
 
 def train(
     model: LlamaForCausalLM,
-    adapter: Adapter | PeftAdapter | Sequence[Adapter] | Sequence[PeftAdapter],
+    adapter: "Adapter | PeftAdapter | Sequence[Adapter] | Sequence[PeftAdapter]",
     windows: Tensor,
     config: TrainConfig,
     *,
@@ -83,8 +88,8 @@ def train(
 
     Args:
         model: carries ``adapter``; everything else stays frozen.
-        adapter: from :func:`cua.attach`, or of PEFT (which has no blocks, so no ``max_k_norm``).  Several, such
-            as one on inputs and one on outputs of other projections, are trained together.
+        adapter: from :func:`~cua.adapter.attach`, or of PEFT (which has no blocks, so no ``max_k_norm``).  Several,
+            such as one on inputs and one on outputs of other projections, are trained together.
         windows: ``(n, T)`` token ids.
         config: schedule and seed.
         split: at or below the adapter's first layer; at that layer if left out.

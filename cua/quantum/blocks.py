@@ -86,8 +86,8 @@ class BlockRunner:
 
     Raises:
         ValueError: if the superdense circuit or the sign-faithful readout is asked for blocks other than 4x4, one turns
-            so far that its global sign cannot be known (|K|_2 >= 2), a place does not fit the circuit or the device, or
-            nothing is left of a signal that is to be mitigated.
+            so far that its global sign cannot be known (``|K|_2 >= 2``), a place does not fit the circuit or the
+            device, or nothing is left of a signal that is to be mitigated.
     """
 
     def __init__(self, q: NDArray[np.float64], execution: Execution, stream: int = 0) -> None:
@@ -168,7 +168,7 @@ class BlockRunner:
         return torch.stack(parts, 1).numpy()
 
     def _start(self) -> NDArray[np.float64] | None:
-        """Probabilities of the states that each block's qubits start in, ``(n_blocks, 4)``; all in |00> if ``None``."""
+        """Probabilities of the states that each block starts in, ``(n_blocks, 4)``; ``None``: in ``|00>``."""
         return None
 
     def _inverse(self, setting: int) -> NDArray[np.float64] | None:

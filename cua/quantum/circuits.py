@@ -8,12 +8,12 @@ Conventions, used throughout ``cua.quantum`` and pinned by tests:
 
 **The superdense circuit.**  Write x in R^4 as the matrix U_x = x_0 I + i(x_1 Z + x_2 X + x_3 Y), a quaternion.
 Every Q in SO(4) is x -> a x b with two unit quaternions, U_{Qx} = A U_x B.  One qubit of a Bell pair is given A U_x,
-the other one B (transposed), then both are measured in the Bell basis: outcome k has probability (Qx)_k^2 / |x|^2.
+the other one B (transposed), then both are measured in the Bell basis: outcome k has probability ``(Qx)_k^2 / |x|^2``.
 This is superdense coding with a superposition of messages.  It takes two CZ: one makes the pair, one measures it.
 
-On IBM's basis {RZ, SX, CZ} each one-qubit gate is RZ SX RZ SX RZ.  SX on |0> and CZ make a maximally entangled pair,
-CZ and SX before the measurement undo one; both differ from the textbook Bell pair by fixed one-qubit rotations, which
-:func:`superdense_angles` absorbs, and RZs commute through CZ to where they do nothing.  Left are six angles.
+On IBM's basis {RZ, SX, CZ} each one-qubit gate is RZ SX RZ SX RZ.  SX on ``|0>`` and CZ make a maximally entangled
+pair, CZ and SX before the measurement undo one; both differ from the textbook Bell pair by fixed one-qubit rotations,
+which :func:`superdense_angles` absorbs, and RZs commute through CZ to where they do nothing.  Left are six angles.
 """
 
 import numpy as np
@@ -91,7 +91,7 @@ def preparation_angles(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Angles of :func:`preparation_template` for many slices at once.
 
     Args:
-        x: ``(..., 2^n)``; component i is outcome i.  A zero slice gets the angles of the state |0...0>.
+        x: ``(..., 2^n)``; component i is outcome i.  A zero slice gets the angles of the state ``|0...0>``.
 
     Returns:
         ``(..., 2^n - 1)`` in radians.

@@ -88,7 +88,7 @@ class NoisyCircuit:
             angles: radians, ``(n_places, batch, n_parameters)`` in the order of ``self.parameters``.
             dtype: float64, or float32 for about twice the speed and errors of 1e-6.
             start: probabilities of the basis states that the qubits start in, ``(n_places, batch, 2^n)``; all in
-                |0...0> if left out.
+                ``|0...0>`` if left out.
 
         Returns:
             ``(n_places, batch, 2^n)``; outcomes as integers, qubit 0 the lowest bit.
@@ -173,7 +173,7 @@ class NoisyCircuit:
         return steps
 
     def _basis_states(self) -> Tensor:
-        """Pauli vectors of |0...0>, |0...1>, ..., ``(n_places, 4^n, 2^n)``."""
+        """Pauli vectors of ``|0...0>``, ``|0...1>``, ..., ``(n_places, 4^n, 2^n)``."""
         one = np.array([[1.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.0, -1.0]]).T
         states = np.ones((1, 1))
         for _ in range(self.n_qubits):

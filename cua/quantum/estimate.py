@@ -1,17 +1,19 @@
 """From counts to the output of a block.
 
-A slice x of length |x| goes in, a circuit with y = Q x runs, component k is counted ``counts[k]`` times.  All functions
-take counts in the order of *components* (see :mod:`cua.quantum.circuits`), ``(..., b)``, of any number of blocks.
+A slice x of length ``|x|`` goes in, a circuit with y = Q x runs, component k is counted ``counts[k]`` times.  All
+functions take counts in the order of *components* (see :mod:`cua.quantum.circuits`), ``(..., b)``, of any number of
+blocks.
 
-``sign-constrained``  magnitudes from the counts, signs from the input (arXiv:2605.05914).
-``sign-faithful``     magnitudes and signs from counts in two settings, Q x and T Q x.
+* ``sign-constrained``: magnitudes from the counts, signs from the input (arXiv:2605.05914).
+* ``sign-faithful``: magnitudes and signs from counts in two settings, Q x and T Q x.
 
 **The second setting.**  T multiplies by the quaternion r = cos 45° + sin 45° (1, 1, 1)/sqrt(3) from the left: on the
 superdense circuit a quarter turn of qubit 0, and T Q is again one block.  Why not Hadamard gates?  Write y = u + v, and
 y' = u - v for the same vector with the signs of some components turned over.  A second setting T confuses the two if
-|T u + T v| = |T u - T v| component by component, that is if in every component T u or T v vanishes.  With H (x) H such
-pairs exist, (a, -a, b, b) and (-a, a, b, b) among them, and slices near them get rare only like 1/shots, so that wrong
-signs cost a constant factor (we measured 4 to 8) at any number of shots.  With r no pair exists but u = 0 or v = 0.
+``|T u + T v| = |T u - T v|`` component by component, that is if in every component T u or T v vanishes.  With H (x) H
+such pairs exist, (a, -a, b, b) and (-a, a, b, b) among them, and slices near them get rare only like 1/shots, so that
+wrong signs cost a constant factor (we measured 4 to 8) at any number of shots.  With r no pair exists but u = 0 or
+v = 0.
 
 **Larger blocks.**  The superdense circuit and r are for 4x4.  For b = 2^n there is :func:`sign_faithful_by_qubit`:
 after a Hadamard gate on one qubit the frequencies of two components that differ in its bit differ by 2 y_k y_k', so
@@ -26,11 +28,16 @@ _C, _S = np.sqrt(1 / 2), np.sqrt(1 / 6)  # cos 45°, sin 45°/sqrt(3)
 QUARTER_TURN = np.array([[_C, -_S, -_S, -_S], [_S, _C, _S, -_S], [_S, -_S, _C, _S], [_S, _S, -_S, _C]])
 """T, ``(4, 4)`` in SO(4): the second setting measures T Q x."""
 
+_ROUNDS = 4  # of that mean
 _SIGNS = np.array([[1, a, b, c] for a in (1, -1) for b in (1, -1) for c in (1, -1)], dtype=float)
 
 
 def sample(probabilities: NDArray[np.float64], shots: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Multinomial counts of ``shots`` shots, ``(..., b)`` like the probabilities (clipped at 0 and normalised)."""
+    """Multinomial counts of ``shots`` shots, ``(..., b)`` like the probabilities (clipped at 0 and normalised).
+
+    Raises:
+        ValueError: for less than one shot.
+    """
     if shots < 1:
         raise ValueError(f"shots={shots}: at least one")
     p = np.clip(np.asarray(probabilities, dtype=np.float64), 0.0, None)  # numpy's multinomial wants sums to 1e-12
@@ -38,7 +45,7 @@ def sample(probabilities: NDArray[np.float64], shots: int, rng: np.random.Genera
 
 
 def sign_constrained(x: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """y_i = sign(x_i) |x| sqrt(counts_i / shots): the paper's readout.
+    """``y_i = sign(x_i) |x| sqrt(counts_i / shots)``: the paper's readout.
 
     Args:
         x: slices ``(..., b)``.
@@ -46,7 +53,7 @@ def sign_constrained(x: NDArray[np.float64], counts: NDArray[np.float64]) -> NDA
 
     Returns:
         Estimates of y, ``(..., b)``; zero slices give zeros.  Without noise, and where shots p >> 1, magnitudes are low
-        by |x| (1 - p)/(8 shots sqrt(p)) and spread by |x| sqrt((1 - p)/(4 shots)).
+        by ``|x| (1 - p)/(8 shots sqrt(p))`` and spread by ``|x| sqrt((1 - p)/(4 shots))``.
     """
     return np.copysign(_length(x) * _root(counts), x)
 
@@ -63,18 +70,18 @@ def sign_faithful(
     T^-1 s' sqrt(f_T) with the signs s' that the first vector predicts; their mean, weighted by shots, is the candidate.
     The candidate under which both sets of counts are most likely is taken; of two almost equally likely ones it is the
     one closer to x, by a von Mises-Fisher prior around x, narrow where ``mean_overlap`` is close to 1.  The global sign
-    is taken such that <x, y> > 0.  That is right for every x only if |K|_2 < 2, which is not checked here.
+    is taken such that <x, y> > 0.  That is right for every x only if ``|K|_2 < 2``, which is not checked here.
 
     Args:
         x: slices ``(..., 4)``.
         counts: of Q x, ``(..., 4)``; may be mitigated (not whole, but not negative).
         counts_turned: of T Q x, ``(..., 4)``.
-        mean_overlap: of x/|x| and Q x/|x| over random x, which is tr(Q)/4; broadcasts against ``x[..., 0]``.
+        mean_overlap: of ``x/|x|`` and ``Q x/|x|`` over random x, which is tr(Q)/4; broadcasts against ``x[..., 0]``.
 
     Returns:
-        Estimates of y, ``(..., 4)``, of length |x| (zeros if nothing was counted).  With many shots the mean squared
-        error goes to 3/(4 shots) |x|^2, shots being those of both settings: what the quantum Fisher information allows
-        an unbiased estimate.
+        Estimates of y, ``(..., 4)``, of length ``|x|`` (zeros if nothing was counted).  With many shots the mean
+        squared error goes to ``3/(4 shots) |x|^2``, shots being those of both settings: what the quantum Fisher
+        information allows an unbiased estimate.
     """
     n, n_t = _total(counts), _total(counts_turned)
     m, m_t, length = _root(counts), _root(counts_turned), _length(x)
@@ -105,7 +112,7 @@ def hadamard(b: int, qubit: int) -> NDArray[np.float64]:
     return h / np.sqrt(2)
 
 
-def sign_faithful_by_qubit(x: NDArray[np.float64], counts: NDArray[np.float64], rounds: int = 4) -> NDArray[np.float64]:
+def sign_faithful_by_qubit(x: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
     """Estimate y = Q x of blocks of b = 2^n, signs and all, from n + 1 settings.
 
     With f the frequencies after a Hadamard gate on qubit q, and k, k' two components that differ in that bit,
@@ -119,13 +126,12 @@ def sign_faithful_by_qubit(x: NDArray[np.float64], counts: NDArray[np.float64], 
     Args:
         x: slices ``(..., b)``.
         counts: ``(n + 1, ..., b)``: of Q x, then of H_q Q x for each qubit q, see :func:`hadamard`.
-        rounds: of that mean.
 
     Returns:
-        Estimates of y, ``(..., b)``, of length |x|, with <x, y> >= 0; that is right for every x only if |K|_2 < 2,
-        which is not checked here.  The squared error is near (b - 1)/(4 shots) |x|^2, shots being those of all
-        settings, but for the few slices whose large components are joined through small ones alone: for 4x4 blocks,
-        where that is not so rare, take :func:`sign_faithful`.
+        Estimates of y, ``(..., b)``, of length ``|x|``, with <x, y> >= 0; that is right for every x only if
+        ``|K|_2 < 2``, which is not checked here.  The squared error is near ``(b - 1)/(4 shots) |x|^2``, shots being
+        those of all settings, but for the few slices whose large components are joined through small ones alone: for
+        4x4 blocks, where that is not so rare, take :func:`sign_faithful`.
 
     Raises:
         ValueError: if b is no power of two, or counts are not those of n + 1 settings of slices like ``x``.
@@ -153,7 +159,7 @@ def sign_faithful_by_qubit(x: NDArray[np.float64], counts: NDArray[np.float64], 
         known = (theirs * np.where(difference < 0, -1.0, 1.0)).reshape(edges.shape)
         np.put_along_axis(sign, best // n, np.take_along_axis(known, best, -1), -1)
     y = sign * roots[0]
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         total = shots[0] * np.copysign(roots[0], y)
         for turn, m, weight in zip(turns, roots[1:], shots[1:], strict=True):
             total += weight * (np.copysign(m, y @ turn) @ turn)

@@ -189,7 +189,7 @@ class JobRunner:
         return self.journal.load(recorded[0])
 
     def spent_s(self) -> float:
-        """QPU seconds of the jobs that have ended, as the service reports them, or by the plan where it does not."""
+        """QPU seconds of the jobs that have ended: as the service says, or the plan; none without a service."""
         return sum(line["usage_s"] for event in ("counts", "failed") for line in self.journal.find(event))
 
     def _plan(self, circuits: int, jobs: int) -> Plan:

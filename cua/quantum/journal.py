@@ -72,12 +72,6 @@ class Journal:
         """Let other processes use the folder."""
         self._lock.release()
 
-    def __enter__(self) -> "Journal":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def append(self, event: str, **entries: Any) -> dict[str, Any]:
         """Write one line, on disk when this returns.
 
@@ -95,9 +89,7 @@ class Journal:
         except OSError as error:
             if path.exists():
                 os.truncate(path, before)
-            raise JournalError(
-                f"cannot write {path}: {error.strerror}; free some space and run again to resume"
-            ) from None
+            raise _not_written(path, error) from None
         self.events.append(line)
         return line
 
@@ -126,9 +118,7 @@ class Journal:
             _sync_folder(self.folder)
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise JournalError(
-                f"cannot write {path}: {error.strerror}; free some space and run again to resume"
-            ) from None
+            raise _not_written(path, error) from None
         return {"file": name, "sha256": sha256(buffer.getvalue()).hexdigest()}
 
     def load(self, line: dict[str, Any]) -> NDArray[Any]:

@@ -83,7 +83,8 @@ def disjoint_paths(
 def path_error(backend: BackendV2, path: tuple[int, ...]) -> float:
     """Chance that anything goes wrong in one superdense circuit on a chain of coupled qubits, by the calibration.
 
-    Two CZ on each coupling, four SX and a measurement on each qubit; of a coupling's two directions the worse counts.
+    1 - prod (1 - e), over two CZ on each coupling, four SX and a measurement on each qubit, e being their calibrated
+    errors; of a coupling's two directions the worse counts.
     """
     edges = [((a, b), (b, a)) for a, b in pairwise(path)]
     errors = {

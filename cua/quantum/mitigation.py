@@ -4,9 +4,9 @@ Both corrections are linear, f -> C^-1 f with a small response matrix C[observed
 variance: errors of f grow by up to the norm of C^-1.  Frequencies that come out negative are set to zero.  (Libraries
 such as mthree solve the first for one set of counts on many qubits; here are millions of sets on one to four.)
 
-``readout``       C is the product of the qubits' calibrated assignment matrices.  Exact for independent bit flips.
-``depolarising``  C = (1 - s) I + (s/2^n) J, J all ones: a fraction s of the shots is uniformly random.  An
-                  approximation: relaxation is not depolarisation, and s is the average over states.
+* ``readout``: C is the product of the qubits' calibrated assignment matrices.  Exact for independent bit flips.
+* ``depolarising``: C = (1 - s) I + (s/2^n) J, J all ones: a fraction s of the shots is uniformly random.  An
+  approximation: relaxation is not depolarisation, and s is the average over states.
 """
 
 import numpy as np

@@ -93,7 +93,7 @@ class DeviceNoise:
         return self._cache[key]
 
     def idle(self, qubit: int, duration_s: float) -> NDArray[np.float64]:
-        """Pauli transfer matrix of a qubit that relaxes to |0> for a while, ``(4, 4)``.
+        """Pauli transfer matrix of a qubit that relaxes to ``|0>`` for a while, ``(4, 4)``.
 
         Populations decay with T1, coherences with T2 (at most 2 T1); a qubit without calibrated times does not decay.
         """

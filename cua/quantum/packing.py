@@ -43,7 +43,8 @@ class PackedCircuit:
             :func:`~cua.quantum.layout.path_error`; after a reset, also that one of its two measurements fails.
 
     Raises:
-        ValueError: for pairs that overlap or are not coupled, or a backend with other gates or without reset.
+        ValueError: for no pairs, rounds or resets; for pairs that overlap or are not coupled; for a backend with other
+            gates or without reset.
     """
 
     def __init__(self, backend: BackendV2, pairs: Sequence[tuple[int, int]], rounds: int = 1, resets: int = 1) -> None:

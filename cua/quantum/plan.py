@@ -115,11 +115,11 @@ def per_job(shots: int, max_executions: int = MAX_EXECUTIONS) -> int:
 
 
 class DryRun:
-    """Takes the place of a :class:`~cua.quantum.jobs.JobRunner`: adds up what would be sent, and sends nothing.
+    """Takes the place of a :class:`~cua.quantum.jobs.JobRunner`: adds up what would be sent, and sends nothing::
 
-    with run_on_device(adapter, dry := DryRun(packed, shots=4096)):
-        model.generate(...)
-    print(dry.plan)
+        with run_on_device(adapter, dry := DryRun(packed, shots=4096)):
+            model.generate(...)
+        print(dry.plan)
 
     Blocks give their exact result, as from infinitely many shots on perfect qubits.
 

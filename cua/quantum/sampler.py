@@ -53,7 +53,7 @@ class EngineSampler(BaseSamplerV2):
 
     Shots of different parts are drawn independently; a qubit's state after an imperfect reset enters the next round as
     a probability.  Qubits relax in delays between their gates; before the first gate and after a measurement, where at
-    most a wrong |1> would decay, delays are passed over.
+    most a wrong ``|1>`` would decay, delays are passed over.
     """
 
     def __init__(self, noise: DeviceNoise | None, seed: int = 0, reset_errors: bool = True) -> None:

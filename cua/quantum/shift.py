@@ -5,7 +5,7 @@ The J are the multiplications by the quaternion units i, j, k from the left: J^2
 
     exp(phi J / 2) = cos(phi/2) I + sin(phi/2) J,
 
-and every frequency p_k = (Q exp(phi J / 2) x)_k^2 / |x|^2 is a constant plus a multiple of cos(phi) plus one of
+and every frequency ``p_k = (Q exp(phi J / 2) x)_k^2 / |x|^2`` is a constant plus a multiple of cos(phi) plus one of
 sin(phi).  For such functions two shifts of a quarter turn give the derivative without error (Mitarai et al.,
 arXiv:1803.00745; Schuld et al., arXiv:1811.11184):
 
@@ -50,7 +50,8 @@ def parameter_shift(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Gradients of a loss L with respect to slices and blocks, from counts alone.
 
-    With y_k = s_k |x| sqrt(p_k) and signs s that do not change, dL/dphi = sum_k dL/dy_k |x|^2 / (2 y_k) dp_k/dphi.
+    With ``y_k = s_k |x| sqrt(p_k)`` and signs s that do not change,
+    ``dL/dphi = sum_k dL/dy_k |x|^2 / (2 y_k) dp_k/dphi``.
 
     Args:
         x: slices ``(tokens, n_blocks, 4)``.
@@ -63,9 +64,9 @@ def parameter_shift(
         dL/dx, ``(tokens, n_blocks, 4)``, and dL/dQ, ``(n_blocks, 4, 4)``: of all matrices with the right derivative
         along SO(4) the one that is tangent to it, so that the chain rule may go on to K from there.
 
-        The variance of one dL/dphi is at most sum_k (dL/dy_k |x|)^2 (1 + z_k^2 / y_k^2) / (16 N) with z = Q J x:
-        without bounds where a component of y is small.  So 1 / y_k becomes y_k / (y_k^2 + |x|^2 / (4 N)), which differs
-        where y_k is within its shot noise of zero, and less and less as N grows.
+        The variance of one dL/dphi is at most ``sum_k (dL/dy_k |x|)^2 (1 + z_k^2 / y_k^2) / (16 N)`` with z = Q J x:
+        without bounds where a component of y is small.  So 1 / y_k becomes ``y_k / (y_k^2 + |x|^2 / (4 N))``, which
+        differs where y_k is within its shot noise of zero, and less and less as N grows.
     """
     stacked = np.stack(counts)
     shots = stacked.sum(-1, keepdims=True)
