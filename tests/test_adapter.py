@@ -416,6 +416,15 @@ def test_two_adapters_on_different_layers(llama, ids, move):
     assert torch.equal(logits(llama, ids), one)
 
 
+def test_what_another_adapter_trains_is_not_counted_as_frozen(llama):
+    frozen = sum(p.numel() for p in llama.parameters())
+    attach(llama, CUAConfig(target_modules=("o_proj",)))
+    second = attach(llama, CUAConfig(layers=(0,)))
+    assert f"frozen {frozen:,}:" in str(second)
+    second.detach()
+    assert f"frozen {frozen:,}:" in str(second)
+
+
 def test_a_second_adapter_leaves_the_first_trainable(llama):
     first, second = (attach(llama, CUAConfig(layers=(layer,))) for layer in (1, 2))
     assert all(theta.requires_grad for theta in [*first.parameters(), *second.parameters()])

@@ -138,6 +138,18 @@ def test_inverse_gives_k_back(b, norm, dtype):
     assert (back - k).abs().max() <= torch.finfo(dtype).eps * (8 + norm**2)
 
 
+def test_the_inverse_of_float32_is_computed_in_float64():
+    q = cayley(random_skew(50, b=4, norm=100.0, dtype=torch.float32))
+    wide, identity = q.double().numpy(), np.eye(4)
+    k = 2 * np.linalg.solve(identity + wide, identity - wide)
+    assert torch.equal(inverse_cayley(q), torch.from_numpy((k - k.swapaxes(1, 2)) / 2).float())
+
+
+def test_blocks_stay_on_their_device():
+    theta = torch.zeros(3, 6, device="meta")
+    assert cayley(skew(theta, 4)).device.type == unskew(skew(theta, 4)).device.type == "meta"
+
+
 @pytest.mark.parametrize("b", SIZES)
 def test_inverse_of_random_rotations_gives_them_back(b):
     q = torch.from_numpy(np.stack([special_ortho_group.rvs(b, random_state=seed) for seed in range(5)]))
@@ -162,14 +174,27 @@ def test_inverse_refuses_what_is_not_orthogonal(q):
         inverse_cayley(q)
 
 
+def _half_turns() -> Tensor:
+    """About random axes; by rounding, some determinants are a little below one."""
+    axes = torch.nn.functional.normalize(torch.randn(50, 3, generator=torch.Generator().manual_seed(0)).double(), dim=1)
+    return 2 * axes[:, :, None] * axes[:, None, :] - torch.eye(3)
+
+
+HALF_TURN = r"^Q has the eigenvalue -1 \(a half turn\), reached only as K grows without bound$"
+
+
 @pytest.mark.parametrize(
     ("q", "message"),
     [
-        (torch.diag(torch.tensor([1.0, -1.0])), "is a reflection"),
-        (-torch.eye(2), "half turn"),
-        (torch.diag(torch.tensor([1.0, -1.0, -1.0])).double(), "half turn"),
+        (
+            torch.diag(torch.tensor([1.0, -1.0])),
+            r"^Q is a reflection \(determinant -1\), the Cayley transform of no K$",
+        ),
+        (-torch.eye(2), HALF_TURN),
+        (torch.diag(torch.tensor([1.0, -1.0, -1.0])).double(), HALF_TURN),
+        (_half_turns(), HALF_TURN),
     ],
-    ids=["reflection", "half turn of the plane", "half turn about an axis"],
+    ids=["reflection", "half turn of the plane", "half turn about an axis", "about many axes"],
 )
 def test_inverse_refuses_the_eigenvalue_minus_one(q, message):
     with pytest.raises(ValueError, match=message):
@@ -200,5 +225,5 @@ def test_parameter_count(b, expected):
 
 @pytest.mark.parametrize("count", [0, 1, 5, 7, 16])
 def test_skew_refuses_another_number_of_parameters(count):
-    with pytest.raises(ValueError, match=f"has 6 parameters, but theta ends in {count}"):
-        skew(torch.zeros(2, count), 4)
+    with pytest.raises(ValueError, match=f"^a block of size 4 has 6 parameters, but theta ends in {count}$"):
+        skew(torch.zeros(3, 2, count), 4)

@@ -180,6 +180,21 @@ def test_refuses_a_damaged_checkpoint_and_leaves_the_model_alone(llama, saved, s
     assert snapshot(llama) == before
 
 
+def test_a_checkpoint_of_peft_is_called_one(llama, saved):
+    (saved / "adapter.json").rename(saved / "adapter_config.json")
+    with pytest.raises(FileNotFoundError, match=r"a checkpoint of PEFT, which cua\.interop\.from_peft reads$"):
+        cua.load(llama, saved)
+
+
+@pytest.mark.parametrize("off", ["merge", "detach"])
+def test_an_adapter_that_was_taken_off_is_not_saved(llama, move, off, tmp_path):
+    adapter = move(cua.attach(llama, cua.CUAConfig(layers=(2,))))
+    getattr(adapter, off)()
+    with pytest.raises(ValueError, match="does not carry this adapter any more"):
+        cua.save(adapter, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
 @pytest.mark.parametrize("name", ["adapter.json", "adapter.safetensors"])
 def test_refuses_a_missing_file(llama, saved, snapshot, name):
     (saved / name).unlink()

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import cua
+from cua import __main__ as command
 from cua.__main__ import main
+from cua.llm.evaluate import Perplexity
 from cua.llm.models import load_model
 
 TINY = ["--window", "16", "--windows", "6", "--steps", "5", "--rate", "0.1", "--batch", "2", "--corpus", "news"]
@@ -63,6 +65,25 @@ def test_processes_that_cannot_share_a_batch_say_so(folder):
     with pytest.raises(subprocess.CalledProcessError) as caught:
         run(*LAUNCH, "-m", "cua", "--model", folder, *TINY, "--batch", "3")
     assert "batch=3 cannot be shared equally by 2 processes" in caught.value.stderr
+
+
+def test_a_mistake_ends_in_one_line(folder, tmp_path):
+    (tmp_path / "file").touch()
+    for mistake in (["--targets", "value"], ["--block-size", "7"], ["--windows", "0"], ["--save", tmp_path / "file"]):
+        with pytest.raises(subprocess.CalledProcessError) as caught:
+            run("-m", "cua", "--model", folder, *TINY, *mistake)
+        assert caught.value.stderr.splitlines()[-1].startswith("python -m cua: ")
+        assert "Traceback" not in caught.value.stderr
+
+
+@pytest.mark.parametrize(("losses", "gained"), [((2.0, 2.1), False), ((2.1, 2.0), True)])
+def test_it_says_what_it_learns_from_and_whether_it_learned_nothing(folder, capsys, monkeypatch, losses, gained):
+    measured = iter(losses)
+    monkeypatch.setattr(command, "perplexity", lambda *_, **__: Perplexity((15 * next(measured),), 16, False))
+    main(["--model", str(folder), *TINY, "--rate", "1000"])
+    said = capsys.readouterr().out
+    assert "train: 6 windows of news (embedded)\ntest: 6 windows of news (embedded)\n" in said
+    assert ("a rate of 1000 is too high" in said) == (not gained)
 
 
 def test_wrong_options_are_named_before_any_work(folder, capsys):

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, OFTConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from cua import CUAConfig, attach
+from cua import CUAConfig, attach, interop
 from cua.interop import from_peft, to_peft
 
 
@@ -51,6 +51,15 @@ def test_peft_computes_the_same_and_gives_the_same_back(llama, ids, move, option
     assert list(back.modules) == list(adapter.modules)
     assert all(map(torch.equal, back.parameters(), adapter.parameters()))
     assert torch.equal(logits(llama, ids), moved)
+
+
+def test_double_precision_survives(llama, move, tmp_path):
+    adapter = move(attach(llama.double(), CUAConfig()))
+    before = [theta.detach().clone() for theta in adapter.parameters()]
+    to_peft(adapter, tmp_path)
+    adapter.detach()
+    after = from_peft(llama, tmp_path).parameters()
+    assert all(a.dtype == torch.float64 and torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
 def test_peft_computes_the_same_on_the_embedded_model(embedded, sentence, move, tmp_path):
@@ -169,6 +178,12 @@ def test_refuses_damaged_parameters_and_leaves_the_model_alone(llama, make_llama
     with pytest.raises(ValueError, match=str(tmp_path)):
         from_peft(model, tmp_path)
     assert snapshot(model) == before
+
+
+def test_refuses_a_folder_without_a_configuration_and_asks_no_hub(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(interop.PeftConfig, "from_pretrained", lambda *_: pytest.fail("asked"))
+    with pytest.raises(FileNotFoundError, match=r"adapter_config\.json is missing; .* is no checkpoint of PEFT"):
+        from_peft(llama, tmp_path)
 
 
 def test_refuses_a_truncated_file(llama, make_llama, snapshot, tmp_path):

@@ -35,7 +35,7 @@ def test_headline_of_the_compression_by_hand():
     runs = {}
     for i, (model, keys) in enumerate(compression.work().items()):
         level = 20.0 if model == "original" else 24.0 + i
-        for key, kind, seed in keys:
+        for key, (kind, seed) in keys.items():
             gain = {"": 0.0, "cua": 1.0 if model == "original" else 3.0, "lora": 0.5}[kind]
             runs[key] = made_up(level - gain - 0.01 * seed * (kind != ""), share_of_bits=0.9)
             runs[key]["elsewhere"] = {"perplexity": 2 * runs[key]["perplexity"], "kl": 0.1 * i + 0.01 * seed}

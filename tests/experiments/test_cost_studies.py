@@ -8,7 +8,8 @@ import torch
 from cua import CUAConfig, attach, save
 from cua.experiments import few_shots, layer_cost, shift_training
 from cua.experiments.bench import Bench
-from cua.experiments.record import Record, check
+from cua.experiments.record import Record
+from cua.experiments.schema import check
 from cua.llm.data import load_corpus
 
 

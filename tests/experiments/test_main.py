@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from cua.experiments import EXPERIMENTS, __main__
+from cua.experiments import __main__
 from cua.experiments.__main__ import main
-from cua.experiments.record import ADAPTERS, RESULTS, SCHEMA
+from cua.experiments.record import ADAPTERS, RESULTS
+from cua.experiments.registry import EXPERIMENTS
+from cua.experiments.schema import SCHEMA
 
 
 def run(monkeypatch, *arguments: str) -> None:
@@ -71,6 +73,16 @@ def test_a_run_is_made_again_in_a_copy(monkeypatch, capsys):
     run(monkeypatch, "budget_1k", "--again", "exact-seed3")
     assert capsys.readouterr().out.strip().endswith("+0.1000 %")
     assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_run_that_cannot_be_made_again_ends_without_a_traceback(monkeypatch, capsys):
+    def fail(command: list[str], **_: object) -> None:
+        raise subprocess.CalledProcessError(1, command)
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "budget_1k", "--again", "exact-seed3")
+    assert capsys.readouterr().err.endswith("error: budget_1k could not be run here; what it said stands above\n")
 
 
 def test_only_a_recorded_run_of_one_experiment_can_be_made_again(monkeypatch, capsys):

@@ -10,7 +10,8 @@ from scipy import stats
 from cua import CUAConfig
 from cua.experiments import record
 from cua.experiments.protocol import WikitextStudy, mean_interval, percent_change
-from cua.experiments.record import RESULTS, Record, check, load_result
+from cua.experiments.record import RESULTS, Record, load_result
+from cua.experiments.schema import SCHEMA, check
 from cua.llm.train import TrainConfig
 
 DESCRIPTION = {
@@ -38,7 +39,7 @@ def test_a_small_complete_result_passes(result):
     check(result | {"headline": {"n": {"value": 3, "low": None, "high": None, "unit": "1"}}})
 
 
-@pytest.mark.parametrize("field", record.SCHEMA["required"])
+@pytest.mark.parametrize("field", SCHEMA["required"])
 def test_check_misses_no_field(result, field):
     del result[field]
     with pytest.raises(jsonschema.ValidationError, match=f"'{field}' is a required property"):
@@ -179,6 +180,34 @@ def test_processes_share_the_runs(tmp_path):
     assert theirs.has(*keys)
 
 
+def test_what_is_missing_is_made_timed_and_told(tmp_path, capsys):
+    made = Record(DESCRIPTION, tmp_path)
+    made.add("base", {"perplexity": 2.0}, 1.0)
+    asked = []
+
+    def make(key: str) -> dict:
+        asked.append(key)
+        return {"perplexity": 3.0} if key == "seed0" else {"nll": [1.0]}
+
+    assert made.fill(iter(["base", "seed0", "other"]), make)
+    assert asked == ["seed0", "other"]
+    assert load_result("toy_study", tmp_path)["runs"]["other"] == {"nll": [1.0]}
+    assert capsys.readouterr().out == "toy_study, seed0: perplexity 3.000, 0 s\ntoy_study, other: 0 s\n"
+    assert made.once("seed0", lambda: 1 / 0) == {"perplexity": 3.0}
+    assert made.once("seed1", lambda: {"perplexity": 4.0}) == {"perplexity": 4.0}
+
+
+def test_what_another_process_is_making_is_not_waited_for(tmp_path):
+    ours, theirs = Record(DESCRIPTION, tmp_path), Record(DESCRIPTION, tmp_path)
+    making = theirs.missing(["seed0"])
+    assert next(making) == "seed0"
+    assert not ours.fill(["seed0", "seed1"], lambda key: {"perplexity": 2.0})
+    assert list(load_result("toy_study", tmp_path)["runs"]) == ["seed1"]
+    with pytest.raises(RuntimeError, match="another process is at seed0"):
+        ours.once("seed0", lambda: {"perplexity": 2.0})
+    making.close()
+
+
 def test_a_run_that_failed_is_free_again(tmp_path):
     ours = Record(DESCRIPTION, tmp_path)
     made = ours.missing(["seed0"])
@@ -200,6 +229,15 @@ def test_another_experiment_of_that_name_is_refused(tmp_path, change):
     with pytest.raises(ValueError, match=f"recorded with another {next(iter(change))}"):
         Record(DESCRIPTION | change, tmp_path)
     assert made.path.read_bytes() == before
+
+
+def test_the_same_text_from_elsewhere_is_the_same_data(tmp_path):
+    Record(DESCRIPTION, tmp_path).add("base", {"perplexity": 2.0}, 1.0)
+    from_hub = {"test": {"source": "hub", "sha256": "0" * 64}}
+    assert Record(DESCRIPTION | {"data": from_hub}, tmp_path).has("base")
+    other = {"test": {"source": "embedded", "sha256": "1" * 64}}
+    with pytest.raises(ValueError, match="recorded with another data"):
+        Record(DESCRIPTION | {"data": other}, tmp_path)
 
 
 def test_a_result_that_is_not_there(tmp_path):

@@ -34,7 +34,7 @@ from cua.experiments import (
     two_questions,
 )
 from cua.experiments.bench import TEST_WINDOW, wikitext_splits
-from cua.experiments.budgets import BUDGETS, PROJECTIONS
+from cua.experiments.budgets import BUDGETS, TARGETS
 from cua.experiments.noise_frontier import Case
 from cua.experiments.protocol import WikitextStudy, percent_change
 from cua.experiments.rate_selection import SELECTIONS
@@ -185,7 +185,7 @@ def test_the_budgets_are_spent_where_validation_text_says(study, n_blocks):
         pytest.skip("placement is not complete")
     everywhere = {key: run for key, run in result["runs"].items() if key.endswith(f"/{n_blocks}/all")}
     best = min(everywhere, key=lambda key: everywhere[key]["perplexity"])
-    assert best == f"{'+'.join(PROJECTIONS)}/input/{n_blocks}/all"
+    assert best == f"{'+'.join(TARGETS)}/input/{n_blocks}/all"
 
 
 def test_adapters_on_compressed_models_use_the_rates_that_were_chosen():

@@ -82,6 +82,13 @@ def test_quantised_weights_have_few_levels_in_each_group(bits):
     assert (small.view(-1, 32).amax(1) <= weight.view(-1, 32).amax(1) + 1e-5).all()
 
 
+@pytest.mark.parametrize("group", [5, 48])
+def test_groups_do_not_cross_rows(group):
+    """48 divides four rows of 36 together, but not one of them."""
+    with pytest.raises(ValueError, match=f"group={group} does not divide the 36 weights of a row"):
+        quantised(torch.ones(4, 36), 4, group, torch.eye(36))
+
+
 def test_more_bits_and_smaller_groups_lose_less_and_clipping_never_hurts():
     weight, moment = problem(8, 128)
 

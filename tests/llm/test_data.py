@@ -7,7 +7,7 @@ import pytest
 import torch
 from gensim.test.utils import datapath
 
-from cua.llm.data import DataUnavailable, load_corpus, load_rows, windows
+from cua.llm.data import DataUnavailable, evenly, load_corpus, load_rows, windows
 
 SPLITS = ("train", "validation", "test")
 # An article as WikiText-2 has it; its formula takes three rows, the second of which looks like a title.
@@ -191,8 +191,20 @@ def test_a_formula_does_not_start_an_article(small_copy):
     assert first.startswith("".join(ARTICLE))
 
 
-def test_auto_prefers_wikitext(small_copy):
-    assert load_corpus("auto", "test") == load_corpus("wikitext-2", "test")
+@pytest.mark.parametrize(("n", "most", "expected"), [(3, None, [0, 1, 2]), (3, 5, [0, 1, 2]), (9, 3, [0, 4, 8])])
+def test_evenly(n, most, expected):
+    assert evenly(n, most).tolist() == expected
+
+
+def test_auto_takes_wikitext_where_it_has_text_to_train_on(small_copy):
+    assert load_corpus("auto", "test") == load_corpus("wikipedia", "test")
+    folder = small_copy / "Salesforce" / "wikitext"
+    readme = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(
+        readme.replace("test\n", "train\n    path: wikitext-2-raw-v1/test-*\n  - split: test\n", 1)
+    )
+    for split in ("train", "test"):
+        assert load_corpus("auto", split) == load_corpus("wikitext-2", split)
 
 
 def test_a_split_that_the_copy_lacks(small_copy):

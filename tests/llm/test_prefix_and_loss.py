@@ -98,6 +98,8 @@ def test_a_head_without_gradient_is_refused(llama, frozen, ids):
             distillation_kl(hidden, head, hidden, 1.0)
         with pytest.raises(ValueError, match=r"must be a frozen nn\.Linear without bias"):
             next_token_nll(hidden, head, ids)
+    with pytest.raises(ValueError, match=r"this one is not frozen; call model\.requires_grad_\(False\) first"):
+        next_token_nll(hidden, trainable, ids)
 
 
 @pytest.mark.parametrize("layer", range(5))

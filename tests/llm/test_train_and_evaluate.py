@@ -219,6 +219,14 @@ def test_adapters_that_are_trained_together_learn_what_one_would(make_llama, win
     assert all(0.1 < torch.cat(k_norms(adapter)).max() <= 0.3 * (1 + 1e-6) for adapter in adapters)
 
 
+def test_no_windows_are_refused(frozen, windows):
+    adapter = attach(frozen, CUAConfig(layers=(2,)))
+    with pytest.raises(ValueError, match="no windows to train on: the text is shorter"):
+        train(frozen, adapter, windows[:0], TrainConfig(steps=1))
+    with pytest.raises(ValueError, match="no windows to measure on: the text is shorter"):
+        perplexity(frozen, windows[:0])
+
+
 def test_none_to_train_is_refused(frozen, windows):
     with pytest.raises(ValueError, match="no adapter to train"):
         train(frozen, [], windows, TrainConfig(steps=1))

@@ -462,7 +462,7 @@ def test_ibms_sampler_in_local_mode(work, tmp_path):
         ("aer", Sampler(mode=backend, options={"simulator": {"seed_simulator": 0}})),
         ("engine", EngineSampler(noise, reset_errors=False)),
     ):
-        with (jobs := JobRunner(packed, sampler, tmp_path / name, shots)).journal:
+        with JobRunner(packed, sampler, tmp_path / name, shots) as jobs:
             counts.append(np.stack(jobs.measure(x, settings)[1]))
     ours, theirs = counts
     assert (ours.sum(-1) == shots).all()

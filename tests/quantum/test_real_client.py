@@ -3,6 +3,7 @@
 The client waits for up to half a minute between its own tries of a request; here it does not wait.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -407,6 +408,7 @@ def test_the_steps_of_the_page_for_account_holders(server, tmp_path, monkeypatch
     page = (Path(__file__).parents[2] / "book" / "real_device.md").read_text()
     steps = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(steps) == 2
+    monkeypatch.setenv("CUA_CACHE", os.environ.get("CUA_CACHE") or str(Path.home() / ".cache" / "cua"))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(qiskit_ibm_runtime, "QiskitRuntimeService", lambda: connect(server))
     said = []
