@@ -14,16 +14,17 @@
 # %% [markdown]
 # # One block: the Cayley transform
 #
-# ```{admonition} The question
+# :::{admonition} The question
 # :class: tip
+#
 # How do you let an optimiser move an orthogonal matrix freely, without it ever ceasing to be orthogonal?
 #
-# *You need:* linear algebra and a little PyTorch. *Run time:* about 10 seconds. *Numbers here are* **live**.
-# ```
+# *You need:* linear algebra and a little PyTorch. *Words:* [glossary](glossary). *Run time:* about 10 seconds. *Numbers here are* **live**.
+# :::
 #
 # A quantum circuit without measurement is a unitary matrix. The simplest way to run a block of a neural network on a
 # quantum processor is to make the block unitary too; restricted to real numbers, **orthogonal**. An orthogonal matrix $Q$
-# satisfies $Q^\T Q = I$: it turns or reflects vectors and keeps their lengths. Gradient descent knows nothing of that. One step
+# satisfies $Q^\top Q = I$: it turns or reflects vectors and keeps their lengths. Gradient descent knows nothing of that. One step
 # along a gradient, $Q - \eta G$, and the matrix is no longer orthogonal. So we do not train $Q$. We train numbers that
 # may take any value at all, and compute $Q$ from them.
 
@@ -54,7 +55,7 @@ use_style()
 # %% [markdown]
 # ## Two dimensions
 #
-# Take one number $t$ and write it into a skew-symmetric matrix, $K = -K^\T$. The **Cayley transform** {cite}`cayley1846`
+# Take one number $t$ and write it into a skew-symmetric matrix, $K = -K^\top$. The **Cayley transform** {cite}`cayley1846`
 # makes an orthogonal matrix of it,
 #
 # $$Q = \left(I - \tfrac12 K\right)\left(I + \tfrac12 K\right)^{-1},
@@ -112,7 +113,7 @@ plt.show()
 #
 # The state of $n$ qubits is a vector of $2^n$ components and unit length. One qubit has the $2\times2$ block above; the
 # first one with entanglement is $4\times4$: two qubits. A block of size $b$ takes $b$ components. A skew-symmetric $4\times4$ matrix has $b(b-1)/2 = 6$ free entries, those above the diagonal. An orthogonal
-# matrix has $16$ entries and $10$ conditions $Q^\T Q = I$ (the equation is symmetric), which leaves $6$ degrees of freedom.
+# matrix has $16$ entries and $10$ conditions $Q^\top Q = I$ (the equation is symmetric), which leaves $6$ degrees of freedom.
 # Six for six, and no parameter is redundant: the rank of the Jacobian says so.
 
 # %%
@@ -128,8 +129,8 @@ jacobian = torch.autograd.functional.jacobian(block, theta).reshape(16, 6)
 print("16 entries, 6 parameters, rank:", torch.linalg.matrix_rank(jacobian).item())
 
 # %% [markdown]
-# Why is $Q$ orthogonal? $K^\T = -K$ turns $Q^\T$ into $(I - \tfrac12K)^{-1}(I + \tfrac12K)$, the factors commute, and
-# $Q^\T Q = I$. Why does the inverse exist? The eigenvalues of $K$ are imaginary, $\pm i\lambda$, so those of
+# Why is $Q$ orthogonal? $K^\top = -K$ turns $Q^\top$ into $(I - \tfrac12K)^{-1}(I + \tfrac12K)$, the factors commute, and
+# $Q^\top Q = I$. Why does the inverse exist? The eigenvalues of $K$ are imaginary, $\pm i\lambda$, so those of
 # $I + \tfrac12K$ are $1 \pm i\lambda/2$: never zero, for any $K$ whatever. That is the whole trick: *no constraint, no
 # projection, no failure case*. And $K = 0$ gives the identity, so an untrained block changes nothing.
 
@@ -207,7 +208,7 @@ for scale in (1, 10, 100):
 #
 # Some libraries replace the inverse by a few terms of a Neumann series, $(I + A)^{-1} \approx I - A + A^2 - \dots$; PEFT
 # takes five by default. That is fast on a GPU and excellent for small $K$, but the result is *not orthogonal*, and beyond
-# $\norm{K} = 2$, a turn by a right angle, the series does not even converge. A quantum computer can only run what is
+# $\lVert K \rVert = 2$, a turn by a right angle, the series does not even converge. A quantum computer can only run what is
 # unitary, so `cua` solves the linear system, in double precision, whatever the precision of the model.
 
 
@@ -274,7 +275,7 @@ for width in (576, 4096):
 #
 # * $b(b-1)/2$ free numbers give every rotation of $b$ dimensions but those with the eigenvalue $-1$; zero gives the
 #   identity.
-# * The transform is solved, not expanded: orthogonal to rounding for $\norm{K}$ up to 1,000, with an exact gradient.
+# * The transform is solved, not expanded: orthogonal to rounding for $\lVert K \rVert$ up to 1,000, with an exact gradient.
 # * Blocks of four cost six numbers each and fit on two qubits.
 #
 # **What this does not show.** That rotating slices of a vector is any *use* in a language model, or that a quantum
@@ -283,28 +284,37 @@ for width in (576, 4096):
 #
 # ## Exercises
 #
-# **1.** Compose two blocks. Is $Q_1 Q_2$ again a Cayley transform of some $K$? Is $K = K_1 + K_2$?
+# **1.** ★★ Compose two blocks. Is $Q_1 Q_2$ again a Cayley transform of some $K$? Is $K = K_1 + K_2$?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # The product of two rotations is a rotation, so $K$ = `cua.inverse_cayley(q1 @ q2)` exists unless the product happens to
 # have the eigenvalue $-1$. If $K_1$ and $K_2$ commute it is $(K_1 + K_2)(I + \tfrac14 K_1 K_2)^{-1}$: the plain sum when
 # the two turn in disjoint planes ($K_1 K_2 = 0$), but not when they turn in one plane, where the *angles* add and their
 # tangents do not. Otherwise $K_1 + K_2$ is right to first order only.
-# ```
 #
-# **2.** The matrix exponential $e^{-K}$ also maps skew-symmetric matrices to rotations. What would change?
+# </details>
 #
-# ```{dropdown} Solution
+# **2.** ★★★ The matrix exponential $e^{-K}$ also maps skew-symmetric matrices to rotations. What would change?
+#
+# <details>
+# <summary>Solution</summary>
+#
 # Every rotation would be reached, half turns included (angle $= \lambda$ instead of $2\arctan(\lambda/2)$), and many times
 # over, since angles repeat every 360°. Near zero the two agree through second order and differ by
 # $K^3/12$: compare `torch.linalg.matrix_exp(-k)` with `cua.cayley(k)` for small `k`. The Cayley transform costs one linear solve, is a
 # rational function, and is one-to-one; those are the reasons it is popular in machine learning {cite}`helfrich2018cayley`.
-# ```
 #
-# **3.** Find the $K$ whose block swaps the first two components with a sign, $(x_1, x_2, x_3, x_4) \mapsto (-x_2, x_1, x_3,
+# </details>
+#
+# **3.** ★ Find the $K$ whose block swaps the first two components with a sign, $(x_1, x_2, x_3, x_4) \mapsto (-x_2, x_1, x_3,
 # x_4)$.
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # That is a quarter turn, $\varphi = 90°$, so $t = 2\tan 45° = 2$: `theta = [2.0, 0, 0, 0, 0, 0]`. Check it with
 # `cua.cayley(cua.skew(torch.tensor(theta), 4))`. Swapping *without* the sign is a reflection, and out of reach.
-# ```
+#
+# </details>

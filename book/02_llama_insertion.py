@@ -14,14 +14,15 @@
 # %% [markdown]
 # # Into a Llama: where the blocks sit
 #
-# ```{admonition} The question
+# :::{admonition} The question
 # :class: tip
+#
 # Where in a language model do the blocks go, what do they cost, and how do you know that you changed nothing but what you
 # meant to change?
 #
-# *You need:* [chapter 1](01_cayley). *Run time:* about 45 seconds. *Numbers here are* **live**; *the
+# *You need:* [chapter 1](01_cayley). *Words:* [glossary](glossary). *Run time:* about 30 seconds. *Numbers here are* **live**; *the
 # timings and the trained adapter are* **recorded**; *the parameter count is checked against the* **paper**.
-# ```
+# :::
 #
 # The published adapter sits in **one** attention layer of Llama 3.1 8B Instruct, on the value projection `v_proj`, as
 # 1,024 blocks of $4\times4$ {cite}`aizpurua2026cua`. A value projection is a matrix $W$ that turns the layer's normalised
@@ -66,13 +67,12 @@ use_style()
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # from peft
 
 # %% [markdown]
-# ```{figure} figures/insertion.svg
-# :name: fig-insertion
-# :alt: Flow chart from left to right. The layer's input x goes to q_proj, to k_proj and, through a row of small squares labelled Q 1 to Q n, to v_proj; the three meet in attention, followed by o_proj.
+# :::{figure-md} fig-insertion
+# ![Flow chart from left to right. The layer's input x goes to q_proj, to k_proj and, through a row of small squares labelled Q 1 to Q n, to v_proj; the three meet in attention, followed by o_proj.](figures/insertion.svg)
 #
 # One attention layer, with the width of the small model used below. The blocks stand before `v_proj` alone; every other
 # weight is frozen.
-# ```
+# :::
 
 # %% [markdown]
 # ## Six thousand parameters of eight billion
@@ -106,7 +106,8 @@ print(cua.attach(llama, config))
 # %%
 model, tokenizer = load_model()  # or "meta-llama/Llama-3.1-8B-Instruct"
 text = load_corpus("wikipedia", "test").text
-ids = windows(tokenizer, text, 256)[::60][:4]  # from four different places
+length = 256  # workshop: 64
+ids = windows(tokenizer, text, length)[::60][:4]  # from four different places
 with torch.no_grad():
     base_logits = model(ids).logits
 
@@ -235,9 +236,9 @@ _ = refused.detach()
 # ## Out into PEFT, and back
 #
 # Orthogonal finetuning {cite}`qiu2023oft` in PEFT is the same family. With `use_cayley_neumann=False` it multiplies *row*
-# vectors, $xR$ with $R = (I - K_\mathrm{oft})(I + K_\mathrm{oft})^{-1}$, and has no factor ½. Setting $Q = R^\T$ gives
+# vectors, $xR$ with $R = (I - K_\mathrm{oft})(I + K_\mathrm{oft})^{-1}$, and has no factor ½. Setting $Q = R^\top$ gives
 #
-# $$ K = 2\,K_\mathrm{oft}^\T = -2\,K_\mathrm{oft}. $$
+# $$ K = 2\,K_\mathrm{oft}^\top = -2\,K_\mathrm{oft}. $$
 #
 # So an adapter on the input side with the exact readout can be served by PEFT, without `cua`. Export the trained one,
 # load it with plain `PeftModel`, compare.
@@ -292,26 +293,35 @@ print("adapter layers left in the model:", left)
 #
 # ## Exercises
 #
-# **1.** Attach blocks to the *output* of `v_proj` instead (`side="output"`). How many parameters has one layer now, on
+# **1.** ★ Attach blocks to the *output* of `v_proj` instead (`side="output"`). How many parameters has one layer now, on
 # SmolLM2 and on Llama 3.1 8B?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # The output of SmolLM2's `v_proj` is 192 wide (three key-value heads of 64): 48 blocks, 288 parameters. Llama's is 1,024
 # wide: 256 blocks, 1,536 parameters. `a = cua.attach(model, CUAConfig(layers=(20,), side="output")); print(a); a.detach()`
 # says so.
-# ```
 #
-# **2.** Try `block_size=5` and `target_modules=("value",)` and read the errors.
+# </details>
 #
-# ```{dropdown} Solution
+# **2.** ★ Try `block_size=5` and `target_modules=("value",)` and read the errors.
+#
+# <details>
+# <summary>Solution</summary>
+#
 # 576 is not a multiple of 5; the message lists the sizes that work. No layer is called `value`; the message lists the names
 # that exist. In both cases the model is left as it was.
-# ```
 #
-# **3.** Merge an adapter in bfloat16 and compare logits. Why is the difference larger than $10^{-5}$?
+# </details>
 #
-# ```{dropdown} Solution
+# **3.** ★★ Merge an adapter in bfloat16 and compare logits. Why is the difference larger than $10^{-5}$?
+#
+# <details>
+# <summary>Solution</summary>
+#
 # `load_model(dtype=torch.bfloat16)`, a fresh model: the one above has been merged. A bfloat16 number has eight bits of
 # precision. The merged weight $WQ$ is rounded to it, so each weight moves by up to 0.4 %; unmerged, $Qx$ is rounded instead;
 # and the logits themselves are bfloat16, so any two ways to compute them differ by more than $10^{-5}$.
-# ```
+#
+# </details>

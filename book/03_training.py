@@ -14,14 +14,15 @@
 # %% [markdown]
 # # Training: 864 numbers against a perplexity
 #
-# ```{admonition} The question
+# :::{admonition} The question
 # :class: tip
+#
 # How far can 864 numbers lower the perplexity of a frozen language model, and how do you train them
 # without computing the same thing again and again?
 #
-# *You need:* chapters [1](01_cayley) and [2](02_llama_insertion). *Run time:* about 70 seconds. *Numbers here are*
+# *You need:* chapters [1](01_cayley) and [2](02_llama_insertion). *Words:* [glossary](glossary). *Run time:* about 80 seconds. *Numbers here are*
 # **live** *where they are computed on the spot, and* **recorded** *where they took hours; each says which.*
-# ```
+# :::
 #
 # Perplexity is the exponential of the mean loss a token: how many equally likely tokens the model is, in effect, choosing
 # from. Lower is better. The paper reports 8.877 going down to 8.752 on WikiText with Llama 3.1 8B {cite}`aizpurua2026cua`.
@@ -51,7 +52,7 @@ import cua
 from cua import CUAConfig
 from cua.experiments.protocol import percent_change
 from cua.experiments.record import load_result, quote
-from cua.llm.data import load_corpus, windows
+from cua.llm.data import evenly, load_corpus, windows
 from cua.llm.evaluate import perplexity
 from cua.llm.models import load_model
 from cua.llm.prefix import SplitModel
@@ -62,17 +63,19 @@ use_style()
 
 # %%
 model, tokenizer = load_model()
+end = None  # workshop: 100_000
 
 
 def spread(split: str, n: int) -> torch.Tensor:
-    """``n`` windows of 256 tokens, evenly spaced over all articles of a split."""
+    """``n`` windows of ``length`` tokens, evenly spaced over all articles of a split."""
     corpus = load_corpus("wikipedia", split)
-    ids = windows(tokenizer, corpus.text, 256)
+    ids = windows(tokenizer, corpus.text[:end], length)
     print(f"{split}: {n} of {len(ids):,} windows, over {len(corpus.documents)} articles")
-    return ids[torch.linspace(0, len(ids) - 1, n).long()]
+    return ids[evenly(len(ids), n)]
 
 
-training_ids, test_ids = spread("train", 32), spread("test", 16)
+n_training, n_test, length, steps = 32, 16, 256, 64  # workshop: 16, 8, 128, 32
+training_ids, test_ids = spread("train", n_training), spread("test", n_test)
 
 # %% [markdown]
 # The live text is the Wikipedia sample that the gensim package ships, split by article. The recorded runs below use
@@ -149,7 +152,7 @@ plt.show()
 
 # %%
 before = perplexity(model, test_ids, split=split, prefix=test_prefix)
-schedule = TrainConfig(steps=64, learning_rate=0.04, warmup=5, seed=0)
+schedule = TrainConfig(steps=steps, learning_rate=0.04, warmup=5, seed=0)
 train(model, adapter, training_ids, schedule, prefix=training_prefix)
 after = perplexity(model, test_ids, split=split, prefix=test_prefix)
 
@@ -217,7 +220,7 @@ for where in ("layer20", "all"):
 #
 # Now the whole WikiText-2 test split, five seeds, both readouts; in one `v_proj` (864 parameters) and in all thirty
 # (25,920). The copy of WikiText-2 behind these results (`CUA_HUB_COPY`) has no train split, so the first 85 % of the
-# *validation* articles were trained on; with access to the hub the same command would use the train split. The test
+# *validation* articles were trained on, by everybody who runs the same command. The test
 # split was measured once a run, after every choice had been made. A run sees 240 windows of 512 tokens, about half of the
 # training text, so here the seed also decides *which* windows are seen. ({download}`v_proj_one.json <results/v_proj_one.json>`,
 # {download}`v_proj_all.json <results/v_proj_all.json>`)
@@ -290,29 +293,38 @@ for name, study in studies.items():
 #
 # ## Exercises
 #
-# **1.** Take the adapter off (`adapter.detach()`) and train one in layer 5, then one in layer 27. Which lowers the perplexity more? Which takes
+# **1.** ★★ Take the adapter off (`adapter.detach()`) and train one in layer 5, then one in layer 27. Which lowers the perplexity more? Which takes
 # longer, and why?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # Layer 5 takes longer: a step runs through 25 layers, forward and backward, against 3. Compute a prefix for each (`SplitModel(model, 5).prefix(...)`):
 # the one of layer 20 is refused. Compare the perplexities with the scores in {numref}`fig-selection`; do not expect one short run to rank
 # close candidates.
-# ```
 #
-# **2.** Train one adapter with `readout="sign-constrained"`, and another with the exact readout; evaluate *both* with the
+# </details>
+#
+# **2.** ★★ Train one adapter with `readout="sign-constrained"`, and another with the exact readout; evaluate *both* with the
 # sign-constrained readout. Which is better, and what does that tell you about training for the hardware you have?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # Keep the trained numbers, `theta = adapter.parameters()[0].detach().clone()`, detach, attach with the other readout, and
-# `adapter.parameters()[0].data.copy_(theta)`. Signs that flip under
-# $Q$ are read wrongly, and an adapter that was not trained for it pays for that; one trained with the readout in place
-# can prefer rotations that keep the signs.
-# ```
+# `adapter.parameters()[0].data.copy_(theta)`. The one that was trained with copied signs is better: it can prefer rotations
+# that keep signs, while those of the other flip some, which are then read wrongly. (On so little text the other need not be worse
+# than read exactly; the recorded studies show that cost.)
 #
-# **3.** Shuffle the words of the held-out text. Does the adapter still help?
+# </details>
 #
-# ```{dropdown} Solution
+# **3.** ★★ Shuffle the words of the held-out text. Does the adapter still help?
+#
+# <details>
+# <summary>Solution</summary>
+#
 # `words = load_corpus("wikipedia", "test").text[:8_000].split()`, shuffle, and `windows(tokenizer, " ".join(words), 256)`; measure
 # without the prefix, which belongs to the old windows. Both perplexities explode. A gain that is left can only come from word frequencies and
 # punctuation; but no text looks like this, so it hints at how much of the real gain needs the context, and no more.
-# ```
+#
+# </details>

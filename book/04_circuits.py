@@ -14,15 +14,16 @@
 # %% [markdown]
 # # From a block to two qubits
 #
-# ```{admonition} The question
+# :::{admonition} The question
 # :class: tip
+#
 # How does a rotation of four numbers become a circuit on two qubits, how small can that circuit be, and can its output be
 # read, signs and all?
 #
-# *You need:* [chapter 1](01_cayley), and to have seen a quantum circuit before. *Run time:* about 30 seconds. *Numbers here
+# *You need:* [chapter 1](01_cayley), and to have seen a quantum circuit before. *Words:* [glossary](glossary). *Run time:* about 20 seconds. *Numbers here
 # are* **live**, *on simulated and perfect qubits; timings and trained adapters are* **recorded**; *gate counts are compared
 # with the* **paper**'s, *as one reader reported them.*
-# ```
+# :::
 #
 # *A few words first.* A **shot** is one run of a circuit with its measurement; its result, a bitstring, is an **outcome**;
 # **counts** say how often each outcome came up. A processor has a few gates of its own, and **transpiling** rewrites a
@@ -332,32 +333,41 @@ plt.show()
 #
 # ## Exercises
 #
-# **1.** What is the circuit for $Q = I$? Which state is there before the Bell measurement, and what are the outcomes?
+# **1.** ★ What is the circuit for $Q = I$? Which state is there before the Bell measurement, and what are the outcomes?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # $a = b = 1$: up to fixed gates that belong to the Bell pair, only $U_x$ stands between the two CZ. The state is
 # $\sum_k x_k \lvert\text{Bell}_k\rangle$ and the outcomes have probabilities $x_k^2$: superdense coding of a superposition
 # of four messages, read back.
-# ```
 #
-# **2.** A reflection such as $\mathrm{diag}(-1, 1, 1, 1)$ is real and orthogonal too. Try `so4_to_quaternions` on it. Why
+# </details>
+#
+# **2.** ★★ A reflection such as $\mathrm{diag}(-1, 1, 1, 1)$ is real and orthogonal too. Try `so4_to_quaternions` on it. Why
 # does it fail, and could a circuit with two CZ still measure $|Qx|$ for it?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # Reflections are $x \mapsto a\,\bar{x}\,b$ with the conjugate quaternion, which is not local. But a reflection is a rotation
 # followed by a change of the sign of one component, and signs do not change probabilities: measure the rotation, and turn
 # that sign over afterwards. (Cayley blocks are never reflections.)
-# ```
 #
-# **3.** Take Hadamard gates as the second setting, $H = \frac12\begin{pmatrix}1&1\\1&-1\end{pmatrix}\otimes
+# </details>
+#
+# **3.** ★★★ Take Hadamard gates as the second setting, $H = \frac12\begin{pmatrix}1&1\\1&-1\end{pmatrix}\otimes
 # \begin{pmatrix}1&1\\1&-1\end{pmatrix}$. Show that $y = (a, -a, b, b)$ and $y' = (-a, a, b, b)$ cannot be told apart. How often
 # does a random slice come close enough to such a pair to be read wrongly, if there are $n$ shots? What does that do to the
 # mean error?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # $Hy = (b,\, a,\, -b,\, a)$ and $Hy' = (b,\, -a,\, -b,\, -a)$: the same magnitudes. Such vectors satisfy two equations
 # ($|y_0| = |y_1|$ and $|y_2| = |y_3|$, with an odd number of minus signs); after $n$ shots everything within some $1/\sqrt n$
 # of both is in doubt, a fraction of about $1/n$ of all slices. A wrong pattern costs an error of the order of one. So
 # $1/n$ times one is added to $3/(4n)$: a constant factor, however many shots are taken. (Replace `QUARTER_TURN` by $H$ and
 # measure it: we found 4 to 8 for random blocks.)
-# ```
+#
+# </details>

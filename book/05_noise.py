@@ -14,15 +14,16 @@
 # %% [markdown]
 # # Noise: what it costs, and what can be undone
 #
-# ```{admonition} The question
+# :::{admonition} The question
 # :class: tip
+#
 # Real qubits make errors. What do they cost a language model, how does that grow with the size of a block, and how much of
 # it can be undone?
 #
-# *You need:* chapters [3](03_training) and [4](04_circuits). *Run time:* about 50 seconds. *Numbers here are* **live** *or*
+# *You need:* chapters [3](03_training) and [4](04_circuits). *Words:* [glossary](glossary). *Run time:* about 40 seconds. *Numbers here are* **live** *or*
 # **recorded**; *all of them are simulations with the calibration data of real processors, and none was measured on one. The*
 # **paper**'s *figures come from its own device and model.*
-# ```
+# :::
 #
 # Every noise model below is built from a processor's own calibration: for each gate on each qubit or pair its error and its
 # duration, for each qubit how long it stays excited and keeps its phase, and how often its measurement is wrong. Qiskit's
@@ -96,7 +97,8 @@ plt.show()
 # %%
 marrakesh = backends["r2, Marrakesh"]
 noise = DeviceNoise(marrakesh)
-pairs = disjoint_paths(marrakesh, 2)
+limit = None  # workshop: 12
+pairs = disjoint_paths(marrakesh, 2, limit=limit)
 print(len(pairs), "disjoint pairs of working qubits; the best is", pairs[0])
 print(noise.gate("sx", pairs[0][:1]).round(6) + 0.0)  # + 0.0 for -0.0
 
@@ -108,7 +110,8 @@ print(noise.gate("sx", pairs[0][:1]).round(6) + 0.0)  # + 0.0 for -0.0
 
 # %%
 rng = np.random.default_rng(0)
-angles = rng.uniform(-np.pi, np.pi, (1, 20, 6))
+n = 20  # workshop: 4
+angles = rng.uniform(-np.pi, np.pi, (1, n, 6))
 aer = AerSimulator(method="density_matrix", noise_model=NoiseModel.from_backend(marrakesh))
 circuit = QuantumCircuit(max(pairs[0]) + 1)
 circuit.compose(superdense_template().remove_final_measurements(inplace=False), pairs[0], inplace=True)
@@ -118,7 +121,7 @@ ours = NoisyCircuit(superdense_template(), noise, [pairs[0]]).probabilities(angl
 # %%
 binds = {p: angles[0, :, i].tolist() for i, p in enumerate(circuit.parameters)}
 result = aer.run([circuit], parameter_binds=[binds]).result()
-states = [np.real(np.diag(result.data(i)["density_matrix"].data)) for i in range(20)]
+states = [np.real(np.diag(result.data(i)["density_matrix"].data)) for i in range(n)]
 readout = np.kron(noise.assignment_matrix(pairs[0][1]), noise.assignment_matrix(pairs[0][0]))
 print("equal to Aer, to 1e-9:", np.abs(np.array(states) @ readout.T - ours).max() < 1e-9)
 
@@ -152,7 +155,8 @@ for n, seconds in speed["runs"]["simulation"]["seconds"].items():
 model, tokenizer = load_model()
 adapter = cua.load(model, ADAPTERS / "v_proj_bounded" / "exact-seed0")
 (module,) = adapter.modules.values()
-ids = windows(tokenizer, load_corpus("wikipedia", "test").text, 256)[::60][:4]  # from four different places
+length = 256  # workshop: 64
+ids = windows(tokenizer, load_corpus("wikipedia", "test").text, length)[::60][:4]  # from four different places
 split = SplitModel(model, 20)
 prefix = split.prefix(ids)
 
@@ -164,7 +168,7 @@ hook.remove()
 slices = torch.cat(seen)[:, ::8].reshape(-1, 144, 4).double().numpy()  # of every eighth token
 blocks = cua.cayley(cua.skew(module.theta.detach().double(), 4)).numpy()
 outputs = np.einsum("nij,tnj->tni", blocks, slices)
-shots = [256, 1024, 4096, 16384, 65536]
+shots = [256, 1024, 4096, 16384, 65536]  # workshop: [256, 4096]
 
 
 # %%
@@ -401,26 +405,35 @@ for label, circuit in circuits.items():
 #
 # ## Exercises
 #
-# **1.** From the table of biases: what share of the squared error, with infinitely many shots, is due to the measurements,
+# **1.** ★ From the table of biases: what share of the squared error, with infinitely many shots, is due to the measurements,
 # what share to gates that act like depolarisation, and what share to neither?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # Differences of neighbouring rows, divided by the first: some 95 % (measurements), 5 % (like depolarisation), 0.2 % (neither). (Squared biases of independent causes do not simply add, so these are rough
 # shares.) What neither inversion removes is presumably relaxation, which prefers $\lvert0\rangle$, while depolarisation prefers nothing.
-# ```
 #
-# **2.** Run only on the best pairs: `places=pairs[:8]`. How much smaller is the error, and what is the price?
+# </details>
 #
-# ```{dropdown} Solution
+# **2.** ★★ Run only on the best pairs: `places=pairs[:8]`. How much smaller is the error, and what is the price?
+#
+# <details>
+# <summary>Solution</summary>
+#
 # Build a `BlockRunner` with these places and compare the squared errors. Without mitigation the few worst pairs make most of
 # the error, and without them it is eight times smaller (4,096 shots); with both inversions only 1.5 times. The price is time:
 # 144 blocks take 18 circuits one after the other on 8 pairs, but three on 63.
-# ```
 #
-# **3.** Why does inverting readout errors amplify statistical noise, and by how much, if every bit flips with probability $e$?
+# </details>
 #
-# ```{dropdown} Solution
+# **3.** ★★ Why does inverting readout errors amplify statistical noise, and by how much, if every bit flips with probability $e$?
+#
+# <details>
+# <summary>Solution</summary>
+#
 # One bit has the response $\begin{pmatrix}1-e&e\\e&1-e\end{pmatrix}$ with eigenvalues $1$ and $1-2e$. Differences of frequencies come
 # out too small by $1-2e$ and are stretched back, their statistical errors with them. Two bits: up to $(1-2e)^{-2}$, so 4 % more
 # for $e = 1$ %. At $e = 1/2$ the signal is gone and no inversion brings it back; `inverse_response` refuses.
-# ```
+#
+# </details>

@@ -14,15 +14,16 @@
 # %% [markdown]
 # # On the machine: a layer of a language model on 156 qubits
 #
-# ```{admonition} The question
+# :::{admonition} The question
 # :class: tip
+#
 # What does it take to run one layer of a language model on a quantum processor: which qubits, how many circuits, how many
 # seconds, and what if the run is interrupted?
 #
-# *You need:* chapters [4](04_circuits) and [5](05_noise). *Run time:* about 40 seconds. *Numbers here are* **live** *unless they
+# *You need:* chapters [4](04_circuits) and [5](05_noise). *Words:* [glossary](glossary). *Run time:* about 50 seconds. *Numbers here are* **live** *unless they
 # say otherwise, on a simulated processor with the calibration of a real one. The same code sends the same circuits to a real
 # one; [another page](real_device) has the steps, and says which of them nobody has tried yet.*
-# ```
+# :::
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up, on Colab only"}
 # NBVAL_SKIP
@@ -117,7 +118,7 @@ for places, rounds in ((pairs, 1), (pairs, 3), (pairs, 17), (good, 19)):
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-rounds", "caption": "Modelled processor time of one Llama 3.1 8B token against the number of rounds in a shot. It falls with the number of circuits that 1,024 blocks need; in between it rises a little, as shots get longer."}, "image": {"alt": "Falling staircase: 38 seconds with one round, 15 with three, below 5 with seventeen. A dotted line at 191 seconds marks the paper's run, divided by 83 tokens."}}
 figure, axes = plt.subplots()
-counts = range(1, 21)
+counts = range(1, 21)  # workshop: range(1, 21, 6)
 seconds = [Plan.of(PackedCircuit(backend, pairs, n), 1024, 1, shots=8192, settings=1).qpu_s for n in counts]
 axes.semilogy(counts, seconds, "o-", color=COLOURS["exact"], label="modelled")
 axes.axhline(4.4 * 3600 / 83, color=COLOURS["paper"], linestyle=":", label="paper's run, by our division")
@@ -143,19 +144,21 @@ model, tokenizer = load_model()
 adapter = cua.load(model, ADAPTERS / "v_proj_bounded" / "exact-seed0")
 (module,) = adapter.modules.values()
 noise = DeviceNoise(backend, asymmetric_readout=True)
-best = disjoint_paths(backend, 2, limit=48, cutoff=5)
+limit = 48  # workshop: 24
+best = disjoint_paths(backend, 2, limit=limit, cutoff=5)
 
 # %%
-rng = np.random.default_rng(0)  # each round has the same 48 trained blocks, and the same slices
-q = np.tile(module.blocks().detach().double().numpy()[:48], (3, 1, 1))
-x = np.tile(rng.normal(size=(60, 48, 4)), (1, 3, 1))
+n = 60  # workshop: 12
+rng = np.random.default_rng(0)  # each round has the same trained blocks, and the same slices
+q = np.tile(module.blocks().detach().double().numpy()[:limit], (3, 1, 1))
+x = np.tile(rng.normal(size=(n, limit, 4)), (1, 3, 1))
 ideal = np.einsum("nij,tnj->tni", q, x) ** 2 / (x**2).sum(-1, keepdims=True) - 1 / 4
 for label, resets, errors in (("perfect resets", 1, False), ("resets that err", 1, True), ("two of them", 2, True)):
     packed = PackedCircuit(backend, best, rounds=3, resets=resets)
     pub = packed.circuit, packed.angles(x, q)[:, 0], 4096
     (result,) = EngineSampler(noise, reset_errors=errors).run([pub]).result()
     seen = packed.counts(result.data) / 4096 - 1 / 4
-    lost = 1 - ((seen * ideal).sum((0, 2)) / (ideal**2).sum((0, 2))).reshape(3, 48).mean(1)
+    lost = 1 - ((seen * ideal).sum((0, 2)) / (ideal**2).sum((0, 2))).reshape(3, limit).mean(1)
     print(f"{label:16} share of shots lost, by round: " + ", ".join(f"{share:.1%}" for share in lost))
 
 # %% [markdown]
@@ -179,7 +182,8 @@ for errors, label in (("measurement", "perfect resets"), ("reset", "resets that 
 # the first round. How long they are is measured once, on a little text that is not the test text.
 
 # %%
-sample = windows(tokenizer, load_corpus("wikipedia", "train").text[:20_000], 512)[:2]
+n = 2  # workshop: 1
+sample = windows(tokenizer, load_corpus("wikipedia", "train").text[:20_000], 512)[:n]
 (energies,) = slice_energies(adapter, sample)
 shares = np.sort(energies)[::-1] / energies.sum()
 print(f"of all squared length, the heaviest block has {shares[0]:.0%}, the ten heaviest {shares[:10].sum():.0%}")
@@ -231,7 +235,8 @@ text = (
     "part was made navigable, and ships carried coal and grain to the harbour. When the railway "
     "came, trade on the water declined, and today the river is known for its birds."
 )
-ids = tokenizer(text, return_tensors="pt").input_ids[:, :64]
+n = 64  # workshop: 44
+ids = tokenizer(text, return_tensors="pt").input_ids[:, :n]
 packed = PackedCircuit(backend, best, rounds=3, resets=2)
 with run_on_device(adapter, dry := DryRun(packed, shots=4096)):
     print("exact:", perplexity(model, ids))
@@ -290,7 +295,8 @@ for line in read_events(folder / "perplexity"):
 
 # %%
 prompt = ids[:, :40]
-options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
+n = 24  # workshop: 4
+options = {"max_new_tokens": n, "do_sample": False, "pad_token_id": tokenizer.eos_token_id}
 exact = model.generate(prompt, **options)
 jobs = JobRunner(packed, EngineSampler(noise), folder / "text", shots=4096, progress=False)
 with jobs, run_on_device(adapter, jobs, "readout+depolarising", [energies]):
@@ -343,34 +349,46 @@ for seed in range(3):
 #
 # ## Exercises
 #
-# **1.** With `packed` as it is, 4,096 shots and two settings: how long a text can be read within the Open Plan's ten minutes, and
+# **1.** ★ With `packed` as it is, 4,096 shots and two settings: how long a text can be read within the Open Plan's ten minutes, and
 # how long a text can be written?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # A token is two circuits, so $2 \cdot 4096$ shots of 272 microseconds, 2.23 seconds: $598/2.23 = 268$ tokens in one job
 # (`Plan.of(packed, 144, tokens=256, shots=4096)` takes 573 seconds).
 # A text that is *written* needs a job for every token, hence 2 seconds more each: $600 / 4.23 = 141$ tokens. Fewer
 # shots help reading more than writing: chapter 5 shows that they hardly matter for perplexity.
-# ```
 #
-# **2.** With `rep_delay_s=50e-6` a shot waits 50 instead of 250 microseconds for the next one. What does `Plan.of` say, and what
+# </details>
+#
+# **2.** ★★ With `rep_delay_s=50e-6` a shot waits 50 instead of 250 microseconds for the next one. What does `Plan.of` say, and what
 # would have to be measured before one relies on it?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # `Plan.of(packed, 144, tokens=128, shots=4096, rep_delay_s=50e-6)`: 78 instead of 287 seconds. The wait is there so that qubits relax towards $\lvert0\rangle$ before a shot. At a T1 of
 # 200 microseconds over a quarter of those left in $\lvert1\rangle$ are still there after 250, and three quarters after 50. So the start of
 # the first round, which we took to be perfect, would have to be measured.
-# ```
 #
-# **3.** Choose pairs greedily, always the best that is still free. What is lost against the matching?
+# </details>
 #
-# ```{dropdown} Solution
+# **3.** ★★ Choose pairs greedily, always the best that is still free. What is lost against the matching?
+#
+# <details>
+# <summary>Solution</summary>
+#
 # Sixty pairs instead of 63: greedy choices leave single qubits between them. Their mean error is a little *lower*, because the
 # three more pairs are bad ones; where 48 pairs are enough, the greedy ones are nearly as good.
-# ```
 #
-# **4.** Open a `JobRunner` with the journal `folder / "perplexity"`, but with 1,000 shots; or twice at the same time. What happens?
+# </details>
 #
-# ```{dropdown} Solution
+# **4.** ★ Open a `JobRunner` with the journal `folder / "perplexity"`, but with 1,000 shots; or twice at the same time. What happens?
+#
+# <details>
+# <summary>Solution</summary>
+#
 # Both are refused, with what differs, or with the remark that it is in use. What the journal holds stays as it is.
-# ```
+#
+# </details>

@@ -14,14 +14,15 @@
 # %% [markdown]
 # # WikiText: where a thousand blocks are worth most
 #
-# ```{admonition} The question
+# :::{admonition} The question
 # :class: tip
+#
 # SmolLM2 has 210 projections, and blocks can sit on either side of each. Where do about 1,000, 6,000 or 26,000
 # parameters lower perplexity most, and how far, on text that had no part in choosing?
 #
-# *You need:* chapters [3](03_training) and [5](05_noise). *Run time:* about 60 seconds. *Numbers here are* **live**
+# *You need:* chapters [3](03_training) and [5](05_noise). *Words:* [glossary](glossary). *Run time:* about 70 seconds. *Numbers here are* **live**
 # *or* **recorded**; *the* **paper**'s *come from its own, far larger model.*
-# ```
+# :::
 #
 # Chapter [3](03_training) put its blocks where, by its counts, the paper puts them: on the input of `v_proj`, four
 # neighbouring components to a block. Besides `q_proj`, `k_proj`, `v_proj` and, behind the attention, `o_proj`, each of
@@ -60,7 +61,7 @@ from cua.experiments.placement import BANDS, BLOCKS, MIXTURES, PROJECTIONS
 from cua.experiments.protocol import change_over_text
 from cua.experiments.record import ADAPTERS, load_result, quote
 from cua.hybrid import run_blocks, run_on_circuits, slice_energies
-from cua.llm.data import load_corpus, windows
+from cua.llm.data import evenly, load_corpus, windows
 from cua.llm.evaluate import perplexity
 from cua.llm.models import load_model
 from cua.llm.placement import choose_groups, rotation_gradients
@@ -74,8 +75,11 @@ use_style()
 
 # %%
 model, tokenizer = load_model()
-text = {split: windows(tokenizer, load_corpus("wikipedia", split).text, 256) for split in ("train", "test")}
-ids = text["train"][torch.linspace(0, len(text["train"]) - 1, 8).long()]
+length, end = 256, None  # workshop: 64, 200_000
+corpus = {split: load_corpus("wikipedia", split).text[:end] for split in ("train", "test")}
+text = {split: windows(tokenizer, corpus[split], length) for split in corpus}
+n = 8  # workshop: 4
+ids = text["train"][evenly(len(text["train"]), n)]
 
 # %% [markdown]
 # ## One gradient for every rotation
@@ -138,7 +142,9 @@ print(f"all {len(grown)} blocks of one layer: {slope_inside(k, grown) / slope_in
 # projections (why these three, the next section shows)?
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-where", "caption": "Live: blocks by decoder layer, 341 for the inputs of each projection, chosen by slopes on eight windows of Wikipedia text."}, "image": {"alt": "Bars of the number of blocks by decoder layer for three projections. Some layers get many times as many as others."}}
-chosen = {p: choose_groups({n: k for n, k in gradients.items() if p in n}, 4, 341) for p in places.target_modules}
+n_blocks = 341  # workshop: 60
+slopes_of = {p: {n: k for n, k in gradients.items() if p in n} for p in places.target_modules}
+chosen = {p: choose_groups(slopes_of[p], 4, n_blocks) for p in slopes_of}
 figure, axes = plt.subplots()
 bottom = np.zeros(30)
 for (projection, groups), colour in zip(chosen.items(), ("exact", "highlight", "base"), strict=True):
@@ -313,7 +319,7 @@ plt.show()
 slice_ids = text["test"][[100, -100]]
 adapter = cua.load(model, ADAPTERS / "budget_1k" / "exact-seed0")
 first, every = (sum(e.sum() for e in slice_energies(adapter, ids)) for ids in (slice_ids[:, :1], slice_ids))
-print(f"of the squared length of all slices, the first token of 256 has {100 * first / (256 * every):.0f} %")
+print(f"of the squared length of all slices, the first token of {length} has {100 * first / (length * every):.0f} %")
 
 # %% [markdown]
 # Language models of this kind park attention on their first token, by activations that are orders of magnitude larger
@@ -334,7 +340,7 @@ def spare_the_first(q):
 
     def run(x):
         y = circuit(x)
-        y[::256] = np.einsum("nij,tnj->tni", q, x[::256])
+        y[::length] = np.einsum("nij,tnj->tni", q, x[::length])
         return y
 
     return run
@@ -401,29 +407,38 @@ _ = adapter.detach()
 #
 # ## Exercises
 #
-# **1.** Two components that are always in proportion, $z_{tj} = c\,z_{ti}$ for all tokens: what is the slope of their
+# **1.** ★★ Two components that are always in proportion, $z_{tj} = c\,z_{ti}$ for all tokens: what is the slope of their
 # rotation if $g_{tj} = c\,g_{ti}$ as well, and why should it be?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # $g_{ti}z_{tj} - g_{tj}z_{ti} = c\,g_{ti}z_{ti} - c\,g_{ti}z_{ti} = 0$. The gradient is parallel to the vector in this
 # plane, so only a change of its *length* would lower the loss, and a rotation has none to offer. That is what a gain
 # for each block (chapter [8](08_block_dimension)) is for.
-# ```
 #
-# **2.** Choose the blocks by another text: repeat the choice with eight other windows of the training text. What share
+# </details>
+#
+# **2.** ★★ Choose the blocks by another text: repeat the choice with eight other windows of the training text. What share
 # of the pairs do both choices have in common, and what would it depend on?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # Write each choice as the set of its (dotted name, smaller component, larger component), six for each block, and divide
 # the size of the intersection by the size of one set. How far they agree depends on how much text each has seen; the
 # recorded runs use 32 windows of 512.
-# ```
 #
-# **3.** The adapter can also be folded into the weights: $W Q$ in place of $W$ costs nothing at run time. What does
+# </details>
+#
+# **3.** ★★ The adapter can also be folded into the weights: $W Q$ in place of $W$ costs nothing at run time. What does
 # that say about running the blocks on a quantum processor?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # That the processor computes nothing that the folded matrix does not. Larger blocks do not change this: the largest
 # possible one, of 1,536 components, fits into memory. Only a readout that is *not linear* cannot be folded in. The
 # sign-constrained one is of that kind, and gains less.
-# ```
+#
+# </details>

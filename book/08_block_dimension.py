@@ -14,19 +14,20 @@
 # %% [markdown]
 # # Block dimension: is larger better, and what do blocks learn?
 #
-# ```{admonition} The question
+# :::{admonition} The question
 # :class: tip
+#
 # A block on $n$ qubits rotates $2^n$ components. Does perplexity fall with every further qubit: in the same place? at
 # the same number of parameters? Is there a better use of a parameter? And what have the blocks learned?
 #
-# *You need:* chapters [5](05_noise) and [7](07_wikitext). *Run time:* about 30 seconds. *Numbers here are* **live**
+# *You need:* chapters [5](05_noise) and [7](07_wikitext). *Words:* [glossary](glossary). *Run time:* about 20 seconds. *Numbers here are* **live**
 # *or* **recorded**; *what the* **paper** *reports is for SmolLM2-135M; which variant, and on which projections, our
 # sources do not say.*
-# ```
+# :::
 #
-# The **paper** trained SmolLM2-135M with blocks of several sizes and found that perplexity falls monotonically with the
+# The **paper** trained SmolLM2-135M with blocks of several sizes and found that perplexity falls monotonically with
 # block dimension. A larger block has more parameters: $b(b-1)/2$, more than twice the $b(b-2)/4$ of two blocks of half
-# the size. So two questions hide in one: does the *place* gain from larger blocks, and does a *parameter*?
+# the size. Two questions: does the *place* gain from larger blocks, and does a *parameter*?
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up, on Colab only"}
 # NBVAL_SKIP
@@ -313,29 +314,38 @@ plt.show()
 #
 # ## Exercises
 #
-# **1.** How many parameters do blocks of $b$ components on a vector of width $w$ have, and what is that for $b = w$?
+# **1.** ★ How many parameters do blocks of $b$ components on a vector of width $w$ have, and what is that for $b = w$?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # $w/b$ blocks of $b(b-1)/2$ are $w(b-1)/2$: nearly proportional to the block dimension. For $b = w$ it is $w(w-1)/2$, a
 # free rotation of the whole vector. Doubling $b$ more than doubles the parameters, $(2b-1)/(b-1)$ times; the two-qubit
 # gates of one circuit grow fourfold in the long run, and faster at first (chapter [5](05_noise) counts).
-# ```
 #
-# **2.** Show that reading signs fails for `y = [0.7, 0, 0, 0.7]`, and say why it does not matter how many shots are
+# </details>
+#
+# **2.** ★★ Show that reading signs fails for `y = [0.7, 0, 0, 0.7]`, and say why it does not matter how many shots are
 # taken.
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # Components 00 and 11 differ in both bits, and both of their neighbours, 01 and 10, are zero: every difference
 # $2y_ky_{k'}$ along an edge vanishes. The two are not connected. A setting with Hadamard gates on both qubits would
 # tell, or the quaternion of chapter [4](04_circuits). In practice no component is exactly zero, but the closer to
 # zero, the more shots it takes.
-# ```
 #
-# **3.** Rotate all blocks of an adapter by the same change of basis, `P.T @ Q @ P` with a permutation `P` of four
+# </details>
+#
+# **3.** ★★★ Rotate all blocks of an adapter by the same change of basis, `P.T @ Q @ P` with a permutation `P` of four
 # components. Does the entangling power change? Do the angles?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # The angles do not: the eigenvalues stay. The entangling power does in general, unless `P` is a product of one-qubit
 # gates, perhaps times a swap (exchanging 00 with 01 *and* 10 with 11 is one; 10 with 11 alone is a CNOT). So
 # it says as much about the numbering as about the rotation.
-# ```
+#
+# </details>

@@ -14,15 +14,16 @@
 # %% [markdown]
 # # Compression: what adapters win back
 #
-# ```{admonition} The question
+# :::{admonition} The question
 # :class: tip
+#
 # Compress a language model, freeze it, and train an adapter on it. How much of what was lost comes back, and how much
 # of that is recovery rather than adaptation to the text? And does a teacher help?
 #
-# *You need:* chapters [3](03_training) and [7](07_wikitext). *Run time:* about 40 seconds. *Numbers here are* **live**
+# *You need:* chapters [3](03_training) and [7](07_wikitext). *Words:* [glossary](glossary). *Run time:* about 30 seconds. *Numbers here are* **live**
 # *or* **recorded**; *the* **paper**'s *recovery of 83 % is reported for SmolLM2-135M; which variant, our sources do not
 # say.*
-# ```
+# :::
 #
 # The **paper** compresses SmolLM2-135M with tensor networks, puts adapters on all its 210 projections and reports that
 # 83 % of the loss is recovered. With $P$ the perplexity of the original, $C$ of the compressed model and $A$ of the
@@ -62,7 +63,7 @@ from cua.llm.compression import (
     tensor_train,
     truncated_svd,
 )
-from cua.llm.data import load_corpus, windows
+from cua.llm.data import evenly, load_corpus, windows
 from cua.llm.loss import distillation_kl
 from cua.llm.models import load_model
 from cua.llm.train import teacher_states
@@ -73,7 +74,7 @@ use_style()
 # %%
 model, tokenizer = load_model()
 text = windows(tokenizer, load_corpus("wikipedia", "train").text, 256)
-ids = text[torch.linspace(0, len(text) - 1, 8).long()]
+ids = text[evenly(len(text), 8)]
 
 # %% [markdown]
 # ## Three ways to make a matrix smaller
@@ -176,9 +177,9 @@ plt.show()
 # %%
 first = next(iter(COMPRESSIONS))
 print(f"{'':6} {'on the original':28} {'on ' + first:28}")
-for kind in ("cua", "lora"):
+for kind, says in (("cua", "blocks"), ("lora", "LoRA")):
     changes = [quote(compression[f"{name}_{kind}_change"]) for name in ("original", first)]
-    print(f"{kind:6} {changes[0]:28} {changes[1]:28}")
+    print(f"{says:6} {changes[0]:28} {changes[1]:28}")
     recovered, net = (quote(compression[f"{first}_{kind}_{key}"], 0) for key in ("recovered", "net"))
     print(f"{'':6} recovered {recovered}, net {net}")
 
@@ -359,31 +360,40 @@ for chapter, names in STUDY.items():
 #
 # ## Exercises
 #
-# **1.** An adapter multiplies every perplexity by the same factor, on the compressed model and on the original. What is
+# **1.** ★★ An adapter multiplies every perplexity by the same factor, on the compressed model and on the original. What is
 # its recovered share, what is the net share?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # With $A = cC$ and $P' = cP$ the recovered share is $(1-c)\,C/(C-P)$: at $C = 1.1\,P$ and $c = 0.85$, 165 %. The net
 # share is $1 - \ln(C/P)/\ln(C/P) = 0$. That is why a recovered share means little without the control, and the less,
 # the weaker the compression.
-# ```
 #
-# **2.** Why can an orthogonal block on the input of a projection undo an error of that projection at all?
+# </details>
 #
-# ```{dropdown} Solution
+# **2.** ★★★ Why can an orthogonal block on the input of a projection undo an error of that projection at all?
+#
+# <details>
+# <summary>Solution</summary>
+#
 # As far as the output of this projection is concerned, often it cannot. After truncated SVD, $W' = UU^\top W$, all that
 # comes out lies in the span of $U$, and what was cut off is orthogonal to it: no $Q$ has a smaller squared error than
 # $Q = I$. After other errors, such as rounding, and for inputs without correlation, $\mathbb{E}\,xx^\top\propto I$, the
 # best orthogonal $Q$ solves a Procrustes problem: $AB^\top$ from the SVD $A\Sigma B^\top$ of $W'^\top W$ (if its
 # determinant is −1, it is no rotation). Training finds something else: it minimises the loss of the whole model, where
 # some errors matter more than others, and where blocks elsewhere can make up for them.
-# ```
 #
-# **3.** Compute, for the matrix above, how many bits a weight truncated SVD needs to reach the error of 4-bit rounding.
+# </details>
 #
-# ```{dropdown} Solution
+# **3.** ★★ Compute, for the matrix above, how many bits a weight truncated SVD needs to reach the error of 4-bit rounding.
+#
+# <details>
+# <summary>Solution</summary>
+#
 # Call `truncated_svd(weight, kept, moment)` for a few values of `kept` and compare `output_error`. Two factors of rank
 # $r$ have $r(m + n)$ numbers, so that `kept` = 1 is reached at $r = mn/(m+n)$, about 73 % of full rank for this matrix.
 # At 16 bits a number that is as many bits as the dense matrix has, with an error left that is still above that of
 # rounding. The two are equal at `kept` of about 1.15: 18 bits a weight, more than before the compression.
-# ```
+#
+# </details>

@@ -14,14 +14,15 @@
 # %% [markdown]
 # # Benchmarks: which answers change
 #
-# ```{admonition} The question
+# :::{admonition} The question
 # :class: tip
+#
 # The paper shows two exam questions that its adapter answers rightly and the base model wrongly. How many does an
 # adapter correct, how many does it break, and is a corrected question evidence of anything?
 #
-# *You need:* chapters [3](03_training) and [7](07_wikitext). *Run time:* about 60 seconds. *Numbers here are* **live**
+# *You need:* chapters [3](03_training) and [7](07_wikitext). *Words:* [glossary](glossary). *Run time:* about 40 seconds. *Numbers here are* **live**
 # *or* **recorded**; *the* **paper**'s *two questions were put to a far larger model.*
-# ```
+# :::
 #
 # A benchmark question counts as answered if the model gives the right one of its options the highest probability, or,
 # where there are none, says the right word itself. A model that is changed a little changes all probabilities a little,
@@ -77,6 +78,7 @@ use_style()
 # probability of the option's tokens decides.
 
 # %%
+every = 1  # workshop: 4
 model, tokenizer = load_model()
 rows, _ = rows_of("analogies")
 for row in rows.select([0, 75, 139]):
@@ -84,12 +86,12 @@ for row in rows.select([0, 75, 139]):
 
 # %%
 FOLDER = ADAPTERS / "budget_6k" / "exact-seed0"
-right = {"base model": np.array(benchmark(model, tokenizer, "analogies")["acc"])}
+right = {"base model": np.array(benchmark(model, tokenizer, "analogies", every)["acc"])}
 with attached(model, FOLDER):
-    right["adapter"] = np.array(benchmark(model, tokenizer, "analogies")["acc"])
+    right["adapter"] = np.array(benchmark(model, tokenizer, "analogies", every)["acc"])
 drawn = load_result("benchmarks_random_6k_0")["config"]
 with attached(model, FOLDER, drawn["draw"], drawn["scale"]):
-    right["draw 0"] = np.array(benchmark(model, tokenizer, "analogies")["acc"])
+    right["draw 0"] = np.array(benchmark(model, tokenizer, "analogies", every)["acc"])
 for name, found in right.items():
     print(f"{name:12} {quote(mean_over_questions(found), 0)}")
 
@@ -496,18 +498,24 @@ for label, question in asked["config"]["asked"].items():
 #
 # ## Exercises
 #
-# **1.** An adapter corrects 9 questions and breaks 3. What is McNemar's p? What would it be if it had corrected 90 and
+# **1.** ★ An adapter corrects 9 questions and breaks 3. What is McNemar's p? What would it be if it had corrected 90 and
 # broken 30?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # `corrected_and_broken([0] * 9 + [1] * 3, [1] * 9 + [0] * 3)` gives 0.15; ten times as many, about 4e-8. The same rate
 # of three to one, with and without the evidence.
-# ```
 #
-# **2.** Somebody reports the two best of 14,042 questions. Suppose that an adapter changes the answer of every tenth
+# </details>
+#
+# **2.** ★ Somebody reports the two best of 14,042 questions. Suppose that an adapter changes the answer of every tenth
 # question at random: how many would it correct, if the base model is right on one in four and a changed answer as well?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # 1,404 change. The base model was wrong on three quarters of them, 1,053, and another option is right one time in
 # three: 351 corrected questions to choose from. It was right on the other 351, and all of those break.
-# ```
+#
+# </details>

@@ -14,14 +14,15 @@
 # %% [markdown]
 # # Baselines: LoRA and its relatives at equal parameters
 #
-# ```{admonition} The question
+# :::{admonition} The question
 # :class: tip
+#
 # Blocks that run on a quantum computer are one way to spend a thousand, six thousand or twenty-six thousand parameters.
 # What do the usual adapters buy for as many, trained on the same text?
 #
-# *You need:* chapters [3](03_training) and [7](07_wikitext). *Run time:* about 20 seconds. *Numbers here are* **live**
+# *You need:* chapters [3](03_training) and [7](07_wikitext). *Words:* [glossary](glossary). *Run time:* about 20 seconds. *Numbers here are* **live**
 # *or* **recorded**; *the* **paper** *compares with no other adapter.*
-# ```
+# :::
 #
 # | method | what is trained | orthogonal? | a circuit? |
 # |---|---|---|---|
@@ -251,7 +252,9 @@ print(pd.DataFrame(rows, columns).T.to_string())
 # that were chosen without: with them blocks are level with VeRA at the smallest size and behind LoRA at the others.
 #
 # One row again, with WikiText from the hub or a copy, in ten to thirty minutes: `python -m cua.experiments baselines --again
-# lora/6k/seed0` trains, measures, and prints both perplexities; the record stays as it is.
+# lora/6k/seed0` trains, measures, and prints both perplexities; the record stays as it is. All of it anew, three days of a core, with the
+# records moved away: `python -m cua.experiments placement budget_rates budget_1k budget_6k budget_25k baseline_selection baselines
+# both_sides`.
 #
 # ## Both sides of a projection
 #
@@ -348,18 +351,24 @@ print(pd.DataFrame(rows, ["mean of three, points", "LAMBADA, points"]).T.rename(
 #
 # ## Exercises
 #
-# **1.** LoRA of rank 1 on `v_proj` (576 to 192) has how many parameters? How many 4×4 blocks is that? Which of the two
+# **1.** ★ LoRA of rank 1 on `v_proj` (576 to 192) has how many parameters? How many 4×4 blocks is that? Which of the two
 # can be made smaller on a single projection?
 #
-# ```{dropdown} Solution
-# 576 + 192 = 768, that is 128 blocks of six parameters. LoRA has no smaller rank than 1; of blocks, one can be taken.
-# ```
+# <details>
+# <summary>Solution</summary>
 #
-# **2.** A matrix has singular values: how far it stretches the directions that it maps. Which of the methods of the table
+# 576 + 192 = 768, that is 128 blocks of six parameters. LoRA has no smaller rank than 1; of blocks, one can be taken.
+#
+# </details>
+#
+# **2.** ★★ A matrix has singular values: how far it stretches the directions that it maps. Which of the methods of the table
 # can change those of $W$?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # $WQ$ and $W$ have the same singular values for every orthogonal $Q$, since $(WQ)(WQ)^\top = WW^\top$: our blocks and OFT turn
 # what goes in and stretch nothing. All others can change them, as
 # `torch.linalg.svdvals(w + change)`, within the loop of the first table, shows for LoRA.
-# ```
+#
+# </details>

@@ -14,14 +14,15 @@
 # %% [markdown]
 # # Domains: a subject, or a way of writing?
 #
-# ```{admonition} The question
+# :::{admonition} The question
 # :class: tip
+#
 # Adapters trained on WikiText lower WikiText's perplexity. Do they help on other text: medicine, mathematics, code,
 # fiction, law, news? And what have they learned: what WikiText says, or how it is written?
 #
-# *You need:* chapters [3](03_training) and [7](07_wikitext). *Run time:* about 40 seconds. *Numbers here are* **live**
+# *You need:* chapters [3](03_training) and [7](07_wikitext). *Words:* [glossary](glossary). *Run time:* about 40 seconds. *Numbers here are* **live**
 # *or* **recorded**; *the* **paper** *reports no other text.*
-# ```
+# :::
 #
 # WikiText is Wikipedia as it was prepared for language models of 2016: cut into tokens, with spaces around every comma
 # and bracket, ` @-@ ` for a hyphen inside a word, ` = Title = ` for a heading and no blank lines. Hardly anything that a
@@ -82,9 +83,10 @@ print(to_plain(to_wikitext(article)))
 # %%
 model, tokenizer = load_model()
 CLOTHES = ("plain", "wikitext")
+n = 4  # workshop: 2
 texts = {clothes: corpus(f"wikipedia in {clothes}", "test") for clothes in CLOTHES}
-windows = {clothes: cut(tokenizer, text, 4) for clothes, text in texts.items()}
-formatting = cut_formatting(tokenizer, texts["wikitext"], 4)
+windows = {clothes: cut(tokenizer, text, n) for clothes, text in texts.items()}
+formatting = cut_formatting(tokenizer, texts["wikitext"], n)
 before = {clothes: last_states(model, ids) for clothes, ids in windows.items()}
 with attached(model, ADAPTERS / "budget_6k" / "exact-seed0"):
     plain = compare(model, before["plain"], windows["plain"])
@@ -122,9 +124,19 @@ print(f"\n{100 * tokens:.0f} % of the tokens have {100 * gain:.0f} % of the gain
 # for their tokens differ. But the words are the same, and the loss of a whole passage can be compared, in nats (units of
 # $\ln$) a word. The loss of a passage when dressed, less its loss when plain, is the *price* of its clothes. **Recorded**
 # ({download}`clothes.json <results/clothes.json>`): the beginnings of all 60 articles of WikiText-2's test split and of ten
-# other Wikipedia articles, up to 512 tokens each when dressed; adapters of chapter [7](07_wikitext) (`cua`, our blocks) and
-# low-rank ones for as many parameters (`lora`, chapter [11](11_baselines)), three seeds each. (Intervals of shares are over seeds alone, the others over
+# other Wikipedia articles, up to 512 tokens each when dressed; adapters of chapter [7](07_wikitext) and
+# low-rank ones for as many parameters (LoRA, chapter [11](11_baselines)), three seeds each. (Intervals of shares are over seeds alone, the others over
 # seeds and passages.)
+
+# %%
+NAMES = {"cua": "blocks", "lora": "LoRA", "vera": "VeRA", "dora": "DoRA"}
+NAMES |= {"oft": "OFT", "ia3": "IA³", "matched": "drawn, matched"}
+
+
+def title(model: str) -> str:
+    kind, _, size = model.partition("_")
+    return f"{NAMES.get(kind, kind)} {size}".strip()
+
 
 # %%
 priced, WAYS = load_result("clothes")["headline"], ("dressed", "plain")
@@ -138,7 +150,7 @@ rows = {}
 for text in ("wikitext", "wikipedia"):
     for model in WIKITEXT:
         changes = [cell(priced[f"{model}_{text}_{way}"]) for way in WAYS]
-        rows[text, model] = [*changes, cell(priced[f"{model}_{text}_taken"], 0)]
+        rows[text, title(model)] = [*changes, cell(priced[f"{model}_{text}_taken"], 0)]
 columns = ["change dressed", "change plain", "% of the price taken away"]
 print("nats a word\n" + pd.DataFrame(rows, columns).T.to_string())
 
@@ -169,12 +181,12 @@ for model in ("cua_6k", "lora_6k"):
         keys = [f"{text}_price", *(f"{model}_{text}_{way}" for way in WAYS)]
         rows[text] = [cell(dressed_up[key]) for key in keys]
     columns = ["price", "change dressed", "change plain"]
-    print(f"{model}, nats a word\n" + pd.DataFrame(rows, columns).T.to_string())
+    print(f"{title(model)}, nats a word\n" + pd.DataFrame(rows, columns).T.to_string())
 
 # %%
 FEW = ("cua_1k", "cua_6k", "cua_25k", "lora_1k")
 rows = {t: [cell(dressed_up[f"{m}_{t}_taken"], 0) for m in FEW] for t in SUBJECTS}
-print("% of the price taken away\n" + pd.DataFrame(rows, FEW).T.to_string())
+print("% of the price taken away\n" + pd.DataFrame(rows, list(map(title, FEW))).T.to_string())
 
 # %% [markdown]
 # They gain nearly as much. Blocks of 6k take 0.37 to 0.64 nats a word off dressed passages of all five (0.49 on WikiText),
@@ -189,7 +201,7 @@ print("% of the price taken away\n" + pd.DataFrame(rows, FEW).T.to_string())
 # stand in both clothes. *Biomedicine* is abstracts of PubMedQA, *mathematics* GSM8K with worked answers, *code* HumanEval
 # with its solutions (seven windows only), *fiction* passages of LAMBADA, *law* questions of MMLU's professional law with the
 # right answer, *news* some 300 reports out of a package. Beside them an adapter of VeRA, the best of the other methods of
-# chapter [11](11_baselines), and *random*: the blocks of `cua_6k` in random directions, turned so far that predictions on
+# chapter [11](11_baselines), and *drawn, matched*: blocks of 6k in random directions, turned so far that predictions on
 # Wikipedia change as much (three draws).
 
 # %%
@@ -197,18 +209,17 @@ other = load_result("forgetting")["headline"]
 table, MODELS = {}, (*WIKITEXT, "vera_6k", "matched")
 for text in TEXTS:
     changes = {model: other[f"{model}_on_{label(text)}"] for model in MODELS}
-    row = {model: f"{change['value']:+z.0f}" for model, change in changes.items()}
+    row = {title(m): f"{change['value']:+z.0f}" for m, change in changes.items()}
     low, high = (changes["cua_6k"][end] for end in ("low", "high"))
-    row["cua_6k"] += f" [{low:z.0f}, {high:z.0f}]"
+    row["blocks 6k"] += f" [{low:z.0f}, {high:z.0f}]"
     table[text.replace("in plain", "plain").replace("in wikitext", "dressed")] = row
-table = pd.DataFrame(table).T.rename(columns={"matched": "drawn, matched"})
-print("change of perplexity, %\n" + table.to_string())
+print("change of perplexity, %\n" + pd.DataFrame(table).T.to_string())
 
 # %%
 rows = {}
 for model in WIKITEXT:
-    rows[model] = [cell(other[f"{model}_on_wikitext_formatting_share"], 0)]
-    rows[model] += [cell(other[f"{model}_on_wikitext_words"], 1)]
+    rows[title(model)] = [cell(other[f"{model}_on_wikitext_formatting_share"], 0)]
+    rows[title(model)] += [cell(other[f"{model}_on_wikitext_words"], 1)]
 share = other["formatting_of_wikitext"]["value"]
 print(f"WikiText, {share:.0f} % of its tokens are formatting")
 print(pd.DataFrame(rows, ["% of the gain on them", "perplexity of the rest, %"]).T)
@@ -336,12 +347,11 @@ print("change of perplexity, %\n" + pd.DataFrame(rows, columns.values()).T.to_st
 # method has one adapter only, its intervals are over text.
 
 # %%
-OTHERS = {"dora": ("DoRA", "v"), "oft": ("OFT", "^"), "ia3": ("IA³", "X")}
-OTHERS |= {"vera": ("VeRA", "P"), "scales": ("scales", "*")}
+OTHERS = {"dora": "v", "oft": "^", "ia3": "X", "vera": "P", "scales": "*"}
 
 # %% tags=["hide-input"] mystnb={"figure": {"caption": "Recorded: change of perplexity over six domains that an adapter was not trained on (geometric mean), against its change on WikiText; three sizes each, bars 95 % over three seeds and the text. Below zero on both is better on both.", "name": "fig-forgetting"}, "image": {"alt": "Scatter plot of six points joined to two lines, blocks and LoRA, and five single points, gain on WikiText along x and change elsewhere along y. LoRA of 6k and 25k lies highest, VeRA at zero."}}
 fig, ax = plt.subplots()
-for kind, says, of, marker in (("cua", "blocks", "exact", "o"), ("lora", "LoRA", "highlight", "s")):
+for kind, of, marker in (("cua", "exact", "o"), ("lora", "highlight", "s")):
     line, colour = [], COLOURS[of]
     for size in ("1k", "6k", "25k"):
         here, there = other[f"{kind}_{size}_on_wikitext"], other[f"{kind}_{size}_elsewhere"]
@@ -349,10 +359,10 @@ for kind, says, of, marker in (("cua", "blocks", "exact", "o"), ("lora", "LoRA",
         interval(ax, there, x=here["value"], color=colour, marker=marker)
         interval(ax, here, y=there["value"], color=colour, marker=marker)
         ax.annotate(size, line[-1], xytext=(6, 6), textcoords="offset points", fontsize=8)
-    ax.plot(*zip(*line, strict=True), color=colour, label=says)
-for method, (says, marker) in OTHERS.items():
+    ax.plot(*zip(*line, strict=True), color=colour, label=title(kind))
+for method, marker in OTHERS.items():
     x, y = (other[f"{method}_6k_{key}"]["value"] for key in ("on_wikitext", "elsewhere"))
-    ax.plot(x, y, marker, color=COLOURS["base"], label=f"{says} 6k")
+    ax.plot(x, y, marker, color=COLOURS["base"], label=title(f"{method}_6k"))
 ax.set(xlabel="change of perplexity on WikiText (%)", ylabel="on other domains (%)")
 ax.legend()
 plt.show()
@@ -370,7 +380,7 @@ for model in ASKED:
     rows[model].append(cell(asked["some_mean_difference"], 1))
 rows["matched"].append("")
 columns.append("answers, points")
-print(pd.DataFrame(rows, columns).T.rename({"matched": "drawn, matched"}).to_string())
+print(pd.DataFrame(rows, columns).T.rename(title).to_string())
 
 # %%
 draws = (load_result(f"benchmarks_random_6k_{draw}")["headline"] for draw in range(5))
@@ -380,7 +390,7 @@ rows = {}
 for size in ("1k", "6k", "25k"):
     keys = (f"against_lora_{size}_{where}" for where in ("on_wikitext", "elsewhere"))
     rows[size] = [cell(other[key], 1) for key in keys]
-print("\ncua against lora")
+print("\nblocks against LoRA")
 print(pd.DataFrame(rows, ["on WikiText, %", "elsewhere, %"]).T)
 
 # %% [markdown]
@@ -423,19 +433,25 @@ print(pd.DataFrame(rows, ["on WikiText, %", "elsewhere, %"]).T)
 #
 # ## Exercises
 #
-# **1.** `to_plain(to_wikitext(text))` is not always the text again. What does it lose? Does that matter for the comparison
+# **1.** ★★ `to_plain(to_wikitext(text))` is not always the text again. What does it lose? Does that matter for the comparison
 # of the two clothes?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # Marks of emphasis, double spaces and single line breaks are gone after `to_wikitext`; `km/h` comes back as `km / h` and
 # `10:30` as `10: 30`, since the detokenizer does not know which marks stood alone. Both members of the comparison have the
 # same words, for its plain one is what comes back. But that one is then a little dressed, so the price is a little too low.
-# ```
 #
-# **2.** An adapter lowers the perplexity of dressed articles by 27 %, and 56 % of that gain is on 17 % of the tokens (live,
+# </details>
+#
+# **2.** ★ An adapter lowers the perplexity of dressed articles by 27 %, and 56 % of that gain is on 17 % of the tokens (live,
 # above). How many nats does it gain on a token of formatting in the mean, how many on another?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # $-\ln 0.73 = 0.31$ nats a token in the mean. On formatting $0.56\cdot0.31/0.17 = 1.04$: what was predicted with probability
 # 0.1 would then have 0.28. On the rest $0.44\cdot0.31/0.83 = 0.17$.
-# ```
+#
+# </details>

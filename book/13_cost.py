@@ -14,15 +14,16 @@
 # %% [markdown]
 # # Cost: a quantum processor against a graphics card
 #
-# ```{admonition} The question
+# :::{admonition} The question
 # :class: tip
+#
 # What does it cost, in seconds, money and energy, to run and to train an adapter's blocks on a quantum processor instead
 # of a GPU? What would have to change for the two to be level?
 #
-# *You need:* chapters [4](04_circuits) to [6](06_hardware). *Run time:* about 40 seconds. *Numbers here are* **live**,
+# *You need:* chapters [4](04_circuits) to [6](06_hardware). *Words:* [glossary](glossary). *Run time:* about 40 seconds. *Numbers here are* **live**,
 # *calculated from the calibration of a real processor and from list prices; or* **recorded**. *The* **paper** *reports one
 # time, that of its run.*
-# ```
+# :::
 #
 # Prices, powers and data-sheet numbers are in one file, {download}`assumptions.toml <assumptions.toml>`, each with its
 # source and date. Disagree with one: change it there and run this chapter again.
@@ -181,7 +182,8 @@ print(pd.DataFrame(rows, ["seconds", "USD", "joules"]).T.to_string())
 # %%
 model, tokenizer = load_model()
 adapter = cua.load(model, ADAPTERS / "v_proj_bounded" / "exact-seed0")
-ids = windows(tokenizer, load_corpus("wikipedia", "train").text[:40_000], 128)[:8]
+n = 8  # workshop: 3
+ids = windows(tokenizer, load_corpus("wikipedia", "train").text[:40_000], 128)[:n]
 split = SplitModel(model, adapter.first_layer)
 hidden, (theta,) = split.prefix(ids), adapter.parameters()
 
@@ -218,7 +220,7 @@ for shots in (16, 256, 4096):
     length = both[0].norm(dim=1).div(both[1].norm(dim=1)).mean()
     print(f"{shots:5} shots: cosine {cosine:.2f}, length {length:.2f}")
 others = torch.nn.functional.cosine_similarity(exact.flatten(1)[:, None], exact.flatten(1), dim=2)
-print(f"another window: cosine {others[~torch.eye(8, dtype=bool)].mean():.2f}")
+print(f"another window: cosine {others[~torch.eye(n, dtype=bool)].mean():.2f}")
 
 # %% [markdown]
 # Two windows agree far less than a measured gradient with the exact one. And in training? **Recorded**
@@ -394,26 +396,35 @@ for b, block in heron.blocks.items():
 #
 # ## Exercises
 #
-# **1.** The delay between shots is a setting and may be zero; qubits are then prepared by resets alone. By how much does a shot get
+# **1.** ★ The delay between shots is a setting and may be zero; qubits are then prepared by resets alone. By how much does a shot get
 # shorter, in one round and in seventeen? And the time of a token of the paper's layer?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # One round: 250 + 5.6 µs become 5.6, 45 times shorter. Seventeen rounds: 250 + 95 µs become 95, 3.6 times. A token: 37.6
 # and 4.8 s both become 2.8 s, of which two are the job. Reuse of qubits is a way to wait less.
-# ```
 #
-# **2.** Why do two shifts suffice, and why of a quarter turn?
+# </details>
 #
-# ```{dropdown} Solution
+# **2.** ★★ Why do two shifts suffice, and why of a quarter turn?
+#
+# <details>
+# <summary>Solution</summary>
+#
 # For $p=a+b\cos\varphi+c\sin\varphi$ the derivative at 0 is $c$, and $p(\varphi)-p(-\varphi)=2c\sin\varphi$: any angle but 0 and
 # a half turn would do, a quarter turn makes the difference, and so the signal above the shot noise, largest.
-# ```
 #
-# **3.** Put all three prices of a second of the processor to a thousandth in `assumptions.toml`. Which sentences of this chapter
+# </details>
+#
+# **3.** ★★ Put all three prices of a second of the processor to a thousandth in `assumptions.toml`. Which sentences of this chapter
 # are no longer true?
 #
-# ```{dropdown} Solution
-# Two: that a token costs dollars; and that in money it is more than in time, since a second of the processor may then cost less than
-# one of the card. A token still costs some million times what it costs on the card in writing, nearly a billion times in scoring,
+# <details>
+# <summary>Solution</summary>
+#
+# Three: that a token costs dollars; that in money it is more than in time, since a second of the processor may then cost less than
+# one of the card; and that money is not level where times are: of 400 times as much, 0.4 are left. A token still costs about a million times what it costs on the card in writing, about a billion times in scoring,
 # and no price changes the time.
-# ```
+#
+# </details>

@@ -14,14 +14,15 @@
 # %% [markdown]
 # # Scaling: from 135 million parameters to 405 billion
 #
-# ```{admonition} The question
+# :::{admonition} The question
 # :class: tip
+#
 # How do parameters, circuits, qubits and seconds grow with the model? What would it take to run all blocks of a layer at
 # once, and does a larger machine help?
 #
-# *You need:* chapter [13](13_cost). *Run time:* about 20 seconds. *Numbers here are* **live**: *counted on the published
+# *You need:* chapter [13](13_cost). *Words:* [glossary](glossary). *Run time:* about 20 seconds. *Numbers here are* **live**: *counted on the published
 # architectures, and calculated with the times of simulated devices. What IBM plans is* **reported**, *not ours.*
-# ```
+# :::
 
 # %% tags=["hide-input"] mystnb={"code_prompt_show": "Set-up, on Colab only"}
 # NBVAL_SKIP
@@ -251,25 +252,34 @@ else:
 #
 # ## Exercises
 #
-# **1.** On the page above, which choices make writing a token of Llama 3.1 8B fastest, with blocks on one `v_proj`? What do
+# **1.** ★ On the page above, which choices make writing a token of Llama 3.1 8B fastest, with blocks on one `v_proj`? What do
 # they give up?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # 256 shots and seventeen rounds: 2.1 seconds, nearly all of them the overhead of the job, whatever the size of a block. That gives up
 # signs, which are copied, and precision: an amplitude is known to a thirtieth of its slice's length. Perplexity hardly feels that with
 # 4×4 blocks in one layer of SmolLM2 (chapter [13](13_cost)); a 16×16 block has five times the squared error, and more noise.
-# ```
 #
-# **2.** Why does a token of Mixtral 8x7B take as many circuits as one of Llama 3.1 8B on `v_proj`, and more on every projection?
+# </details>
 #
-# ```{dropdown} Solution
+# **2.** ★ Why does a token of Mixtral 8x7B take as many circuits as one of Llama 3.1 8B on `v_proj`, and more on every projection?
+#
+# <details>
+# <summary>Solution</summary>
+#
 # Their attention has the same widths. Of Mixtral's experts, each as large as the MLP of Llama 3.1 8B, a token passes through two.
-# ```
 #
-# **3.** A model is made twice as deep at the same width, or 1.4 times as wide at the same depth; both double its parameters.
+# </details>
+#
+# **3.** ★★ A model is made twice as deep at the same width, or 1.4 times as wide at the same depth; both double its parameters.
 # Which needs more qubits at once, which more seconds?
 #
-# ```{dropdown} Solution
+# <details>
+# <summary>Solution</summary>
+#
 # The wider one needs 1.4 times the qubits, and about 1.4 times the circuits; the deeper one the same qubits and twice the
 # circuits. With all qubits at hand only the deeper one takes longer.
-# ```
+#
+# </details>

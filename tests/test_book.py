@@ -78,7 +78,8 @@ def test_chapter_opens_with_its_question_and_closes_with_exercises(chapter):
     prose = "\n".join(cell.source for cell in script.cells if cell.cell_type == "markdown")
     positions = [prose.index(part) for part in REQUIRED]
     assert positions == sorted(positions)
-    assert prose.count("{dropdown} Solution") == len(re.findall(r"^\*\*\d\.\*\*", prose, re.MULTILINE)) >= 2
+    exercises = re.findall(r"^\*\*\d\.\*\* ★{1,3} ", prose, re.MULTILINE)
+    assert prose.count("<summary>Solution</summary>") == len(exercises) >= 2
 
 
 def test_every_figure_has_alt_text_and_a_caption(chapter):
@@ -96,12 +97,18 @@ def test_only_the_bootstrap_cell_is_kept_from_nbval(chapter):
     assert skipped[0].startswith("# NBVAL_SKIP\n# On Colab")
 
 
+def test_introduction_states_the_run_times_that_chapters_state():
+    stated = {path.stem: int(re.search(r"\*Run time:\* about (\d+) seconds", path.read_text())[1]) for path in CHAPTERS}
+    rows = re.findall(r"^\| \[\d+ [^]]+\]\((\w+)\) \|.*\| (\d+) s \|$", (BOOK / "intro.md").read_text(), re.MULTILINE)
+    assert {name: int(seconds) for name, seconds in rows} == stated
+
+
 QUOTED = re.compile(r"(−?[\d,]+(?:\.(\d+))?)(?: %)? <!-- (\w+)\.(\w+) -->")
 
 
-@pytest.mark.parametrize("page", [BOOK.parent / "README.md", BOOK / "intro.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("page", ["../README.md", "intro.md", "teaching.md"])
 def test_results_quoted_in_prose_are_the_recorded_ones(page):
-    text = page.read_text()
+    text = (BOOK / page).read_text()
     quoted = QUOTED.findall(text)
     assert len(quoted) == text.count("-->") > 0
     for number, decimals, result, name in quoted:
