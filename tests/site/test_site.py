@@ -62,6 +62,15 @@ def test_a_page_can_be_read_by_everyone(browser, page, scheme, size):
         assert [(rule["id"], [node["target"] for node in rule["nodes"]]) for rule in found] == []
 
 
+def test_pages_are_small():
+    """As they travel, figures within them included; the whole site fits on a phone."""
+    sizes = {path: path.stat().st_size for path in SITE.rglob("*") if path.is_file()}
+    largest = max((page for page in PAGES), key=lambda page: sizes[SITE / page])
+    print(f"largest page {largest}, {sizes[SITE / largest] / 1e6:.2f} MB; the site {sum(sizes.values()) / 1e6:.0f} MB")
+    assert sizes[SITE / largest] < 1e6
+    assert sum(sizes.values()) < 120e6
+
+
 def test_a_search_finds_the_chapter(browser):
     tab = browser.new_page()
     tab.goto(f"{(SITE / 'search.html').as_uri()}?q=Procrustes")
