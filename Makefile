@@ -5,17 +5,20 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
 SITE   := book/_build/html/index.html
+# Several tests at a time, each in one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 CHAPTERS  := $(sort $(wildcard book/[0-9][0-9]_*.py))
 NOTEBOOKS := $(CHAPTERS:.py=.ipynb)
 
-.PHONY: help book html check-site test lint unit nbval lab sync clean
+.PHONY: help book html check-site workshop test lint unit nbval lab sync clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make book   re-run every chapter on the embedded model, then build the site"
 	@echo "make test   lint, unit tests, and every notebook against its stored outputs"
 	@echo "make html   build the site from the stored outputs; make check-site walks it in a browser"
+	@echo "make workshop  short versions of all chapters, half a minute each, in book/_build/workshop"
 	@echo "make lab    open the chapters in JupyterLab"
 	@echo "make sync   bring each chapter's .py and .ipynb into line (the newer one wins)"
 	@echo "make clean  remove the environment and everything built"
@@ -25,11 +28,16 @@ book: $(STAMP)
 	@$(MAKE) --no-print-directory html
 
 html: $(STAMP)
+	@$(BIN)/python book/status.py
 	@$(BIN)/jupyter-book build . --path-output book --warningiserror --nitpick --keep-going
 	@echo "Open $(CURDIR)/$(SITE)"
 
+workshop: $(STAMP)
+	@$(BIN)/python book/execute.py --workshop $(CHAPTERS)
+	@echo "Open them: $(BIN)/jupyter lab book/_build/workshop"
+
 check-site: html
-	@$(BIN)/python -m pytest tests/site
+	@$(PYTEST) tests/site
 
 test: lint unit nbval
 
@@ -38,10 +46,10 @@ lint: $(STAMP)
 	@$(BIN)/ruff format --check cua tests
 
 unit: $(STAMP)
-	@$(BIN)/python -m pytest tests --ignore tests/site
+	@$(PYTEST) --ignore tests/site
 
 nbval: $(STAMP)
-	@$(BIN)/python -m pytest --nbval --nbval-current-env --nbval-sanitize-with book/nbval_sanitize.cfg $(NOTEBOOKS)
+	@$(PYTEST) --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with book/nbval_sanitize.cfg $(NOTEBOOKS)
 
 lab: $(STAMP)
 	@$(BIN)/jupyter lab book

@@ -1,8 +1,11 @@
 """A tiny random Llama for nearly everything, the embedded model for the rest."""
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test needs the hub; without a network each attempt would wait for a minute
@@ -138,6 +141,19 @@ def rotations() -> Callable[..., np.ndarray]:
         return cayley(scale[..., None, None] * k).numpy()
 
     return rotations
+
+
+@pytest.fixture(scope="module")
+def script() -> Callable[[str], ModuleType]:
+    """A script of the book's folder, which is no package, as a module."""
+
+    def script(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "book" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return script
 
 
 @pytest.fixture(scope="module")
