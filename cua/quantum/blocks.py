@@ -135,12 +135,13 @@ class BlockRunner:
         counts = [
             c if inverse is None else mitigate(c, inverse) for c, inverse in zip(seen, self.inverses, strict=True)
         ]
-        if self.execution.readout == "sign-faithful":
-            return sign_faithful(x, *counts, mean_overlap=np.trace(self.q, axis1=1, axis2=2) / 4)
-        y = sign_constrained(x, counts[0])
-        if self.execution.readout == "true-signs":
-            y = np.copysign(y, np.einsum("nij,tnj->tni", self.q, x))
-        return y
+        match self.execution.readout:
+            case "sign-faithful":
+                return sign_faithful(x, *counts, mean_overlap=np.trace(self.q, axis1=1, axis2=2) / 4)
+            case "sign-constrained":
+                return sign_constrained(x, counts[0])
+            case "true-signs":
+                return np.copysign(sign_constrained(x, counts[0]), np.einsum("nij,tnj->tni", self.q, x))
 
     def measure(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[NDArray[Any]]]:
         """The slices that went in, and their counts in every setting, ``(tokens, n_blocks, b)`` each."""
