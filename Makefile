@@ -37,7 +37,7 @@ workshop: $(STAMP)
 	@echo "Open them: $(BIN)/jupyter lab book/_build/workshop"
 
 check-site: html
-	@$(PYTEST) tests/site
+	@$(BIN)/python -m pytest tests/site
 
 test: lint unit nbval
 
