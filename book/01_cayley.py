@@ -279,7 +279,7 @@ for width in (576, 4096):
 # * Blocks of four cost six numbers each and fit on two qubits.
 #
 # **What this does not show.** That rotating slices of a vector is any *use* in a language model, or that a quantum
-# computer is needed for it. A $4\times4$ matrix is 16 multiplications; a laptop does billions of them a second. The next
+# computer is needed for it. A $4\times4$ matrix is 16 multiplications; a laptop does billions of multiplications a second. The next
 # chapters measure what the rotation buys, and never that a quantum computer buys it cheaper.
 #
 # ## Exercises

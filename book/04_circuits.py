@@ -94,7 +94,7 @@ print("textbook outcomes are (Qx)_k^2:", np.allclose(probabilities, (q @ x) ** 2
 # If $\lVert x\rVert = 1$, then $U_x$ is unitary with determinant one: a gate on *one* qubit. Multiplying quaternions keeps
 # lengths, so $x \mapsto a\,x\,b$ with two fixed unit quaternions is a rotation of four dimensions; and every rotation is
 # of this form. Counting agrees: three parameters each, six together. Given $Q$, the pair is found by projecting it onto the 16
-# matrices "multiply by $e_m$ from the left and by $e_n$ from the right", which are orthogonal to each other; for a
+# matrices "multiply by $e_m$ from the left and by $e_n$ from the right" ($e_0,\dots,e_3 = I, iZ, iX, iY$), which are orthogonal to each other; for a
 # rotation the 16 coefficients are $a_m b_n$.
 
 # %%
@@ -148,6 +148,10 @@ print("equal to 1e-12 in", len(xs), "cases:", np.abs(found - expected).max() < 1
 # (`SUPERDENSE_OUTCOMES`), a Gray code. Conventions like this one are where such code goes wrong, so they are written down
 # in one place and tested.
 #
+# So **what runs where**: an ordinary computer runs the model up to the slice, keeps the slice's length, and computes $ax$ and six
+# angles. The processor makes a Bell pair, turns its two qubits and measures, some thousand times. The ordinary computer takes roots of the
+# frequencies, finds signs, multiplies the length back, and goes on with $W$ and the rest of the model.
+#
 # What the circuit does *not* do: keep $x$ and $Q$ apart. $U_x$ and $A$ stand in a row on one qubit, and their product is taken
 # beforehand, on the ordinary computer, with 16 multiplications, as many as $Qx$ itself would take. Whoever allows that
 # could compute $Qx$ and prepare it with a single CZ. This is the smallest circuit we know in which the block still *acts*,
@@ -195,7 +199,7 @@ print("preparing one token of Llama 3.1 8B:", quote(speed["headline"]["preparati
 #
 # Which $T$? A Hadamard gate on each qubit comes to mind, all entries $\pm\frac12$. It fails: $(a, -a, b, b)$ and
 # $(-a, a, b, b)$ then give the same magnitudes in *both* settings (exercise 3). We take the quaternion
-# $\frac{1}{\sqrt2} + \frac{1}{\sqrt6}(i + j + k)$, multiplied from the left: a quarter turn of qubit 0 alone, after which no
+# $\frac{1}{\sqrt2} + \frac{1}{\sqrt6}(i + j + k)$, with $i, j, k$ for $iZ, iX, iY$ (so that $ij=-k$, Hamilton's rules with the other sign), multiplied from the left: a quarter turn of qubit 0 alone, after which no
 # two sign patterns look alike. Eight patterns are possible up to a common sign. The **sign-faithful** readout (*signs read*, for short) takes the
 # one under which both sets of counts are most likely, and in doubt the one closer to $x$. The common sign follows from
 # the slice: if $\lVert K\rVert_2 < 2$, no plane of the block turns by a right angle, so $\langle x, Qx\rangle > 0$.
@@ -365,9 +369,10 @@ plt.show()
 # <summary>Solution</summary>
 #
 # $Hy = (b,\, a,\, -b,\, a)$ and $Hy' = (b,\, -a,\, -b,\, -a)$: the same magnitudes. Such vectors satisfy two equations
-# ($|y_0| = |y_1|$ and $|y_2| = |y_3|$, with an odd number of minus signs); after $n$ shots everything within some $1/\sqrt n$
+# ($|y_0| = |y_1|$ and $|y_2| = |y_3|$, with an odd number of minus signs; or the same for another way to pair the four); after $n$ shots everything within some $1/\sqrt n$
 # of both is in doubt, a fraction of about $1/n$ of all slices. A wrong pattern costs an error of the order of one. So
 # $1/n$ times one is added to $3/(4n)$: a constant factor, however many shots are taken. (Replace `QUARTER_TURN` by $H$ and
-# measure it: we found 4 to 8 for random blocks.)
+# measure it: we found 4 to 8 for random blocks. At thousands of shots wrong patterns are so rare that 40,000 slices hold only a few;
+# take a million.)
 #
 # </details>

@@ -391,6 +391,7 @@ for label, circuit in circuits.items():
 #   paper we do not find. Mitigation takes off most of it, at every size.
 # * Raw noise does eat the gain of the largest: in the mean 16×16 blocks end up behind 8×8 ones on all three processors. After both
 #   inversions every further qubit lowers perplexity.
+# * All of this is about blocks in *one* layer. In many layers the penalty is tens of per cent, chapter [7](07_wikitext).
 # * From seed to seed penalties differ several-fold: adapters differ, and so does which block sits on which pair. (Leaving out
 #   bad pairs helps; chapter [6](06_hardware) gives the best ones to the blocks that matter.)
 # * Sixteen components, and more, can be mixed with two-qubit circuits alone: a butterfly whose layers have strides of their own

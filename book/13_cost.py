@@ -382,10 +382,10 @@ for b, block in heron.blocks.items():
 # ## What we learned
 #
 # - **The blocks of one token cost seconds and dollars on a processor, and microseconds on a GPU**, nanoseconds among many, nothing
-#   when merged. With one round in a shot, 93 % of the processor's time is the delay between shots.
+#   when merged. With one round in a shot, 93 % of the processor's time for a token is the delay between shots.
 # - **Gradients can be measured**, with six settings more; the classical gradient is one outer product more.
 # - **No single improvement makes it level with the card, and no block size.** To no more than double the time of writing a token takes
-#   a hundredth of the shots, no delay between them, and no job's overhead. Gates are not what stands in the way of blocks in one layer;
+#   a hundredth of the shots, two processors that share them, no delay between them, and no job's overhead. Gates are not what stands in the way of blocks in one layer;
 #   blocks in many layers need errors undone as well.
 #
 # **What this does not show.** That quantum computers are slow at what they are good at: this is about blocks whose every

@@ -52,6 +52,12 @@ assert before == after
     subprocess.run([sys.executable, "-c", code], check=True, cwd=BOOK.parent)
 
 
+def test_the_glossary_is_in_order():
+    for part in re.findall(r":::\{glossary\}\n(.*?)\n:::", (BOOK / "glossary.md").read_text(), re.DOTALL):
+        terms = [re.sub(r"[^a-z0-9 ]", "", term.lower()) for term in re.findall(r"^(\S.*)$", part, re.MULTILINE)]
+        assert terms == sorted(terms)
+
+
 def test_the_drawing_is_of_this_code(rooms):
     assert (BOOK / "figures" / "rooms.svg").read_text() == rooms.svg(), "run: python book/rooms.py"
 
