@@ -1,4 +1,4 @@
-"""The chapters as files: pairs in sync, every cell executed, the format that DESIGN asks of a chapter."""
+"""The chapters as files: pairs in sync, every cell executed, the format that CONTRIBUTING asks of a chapter."""
 
 import importlib.util
 import re
