@@ -291,8 +291,8 @@ for width in (576, 4096):
 #
 # The product of two rotations is a rotation, so $K$ = `cua.inverse_cayley(q1 @ q2)` exists unless the product happens to
 # have the eigenvalue $-1$. If $K_1$ and $K_2$ commute it is $(K_1 + K_2)(I + \tfrac14 K_1 K_2)^{-1}$: the plain sum when
-# the two turn in disjoint planes ($K_1 K_2 = 0$), but not when they turn in one plane, where the *angles* add and their
-# tangents do not. Otherwise $K_1 + K_2$ is right to first order only.
+# the two turn in disjoint planes ($K_1 K_2 = 0$), but not when they turn in one plane, where the *angles* add and the
+# tangents of their halves do not. Otherwise $K_1 + K_2$ is right to first order only.
 #
 # </details>
 #

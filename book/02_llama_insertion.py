@@ -208,7 +208,7 @@ print(f"squared error of the sign-constrained reading: {100 * lost:.0f} % of |y|
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-readouts", "caption": "2,000 components of real activations before and after the 144 trained blocks, under both readouts; the axes are cut at ±1, the dotted line is y = x."}, "image": {"alt": "Two scatter plots of output against input component. The exact readout fills all four quadrants around the diagonal; the sign-constrained readout is folded so that points lie only in the quadrants where output and input have the same sign."}}
 figure, panels = plt.subplots(1, 2, sharex=True, sharey=True)
 pick = torch.randperm(x.numel(), generator=torch.Generator().manual_seed(0))[:2000]
-for axes, output, name in zip(panels, (y, y_signs), cua.READOUTS, strict=True):
+for axes, output, name in zip(panels, (y, y_signs), ("exact", "sign-constrained"), strict=True):
     points = x.flatten()[pick], output.flatten()[pick]
     axes.scatter(*points, s=4, alpha=0.5, color=COLOURS[name])
     axes.plot([-1, 1], [-1, 1], ":", color=COLOURS["base"], linewidth=1)

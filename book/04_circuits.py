@@ -120,8 +120,8 @@ print("Q x = a x b:", np.allclose(product, q @ x))
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-template", "caption": "The circuit of every 4x4 block and every slice. Qubit 0 carries the slice and a, qubit 1 carries b."}, "image": {"alt": "Circuit of two qubits: a square root of X on each, a CZ, then RZ, square root of X, RZ, square root of X, RZ on each with the angles 0 to 2 and 3 to 5, a CZ, a square root of X on each, and two measurements."}}
 template = circuits.superdense_template()
-figure = template.draw("mpl", style={"name": "bw"}, fold=-1)
-figure.set_size_inches(9, 2.6)
+_, axes = plt.subplots(figsize=(9, 2.6))
+template.draw("mpl", ax=axes, style={"name": "bw"}, fold=-1)  # without axes of ours Qiskit closes the figure
 plt.show()
 
 # %% [markdown]

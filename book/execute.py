@@ -142,12 +142,9 @@ def run_short(script: Path) -> str:
 
 
 if __name__ == "__main__":
-    short, names = (
-        sys.argv[1] == "--workshop",
-        [a for a in sys.argv[1:] if a != "--workshop"],
-    )
+    short = sys.argv[1] == "--workshop"
     digest = inputs_digest()
-    for name in names:
+    for name in sys.argv[1 + short :]:
         print(f"{name} ... ", end="", flush=True)
         script = Path(name).resolve()
         print(run_short(script) if short else run(script, digest), flush=True)

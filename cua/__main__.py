@@ -17,10 +17,8 @@ from cua.config import SIDES
 from cua.llm.data import evenly, load_corpus, windows
 from cua.llm.evaluate import perplexity
 from cua.llm.models import EMBEDDED, load_model
-from cua.llm.placement import choose_groups, rotation_gradients
+from cua.llm.placement import GRADIENT_WINDOWS, choose_groups, rotation_gradients
 from cua.llm.train import TrainConfig, train
-
-GRADIENT_WINDOWS = 32  # of the train split, spread evenly: what blocks are chosen by
 
 
 def _arguments(given: list[str] | None) -> argparse.Namespace:

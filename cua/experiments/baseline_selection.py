@@ -37,7 +37,7 @@ from cua.experiments.baseline_methods import (
     steepest_along_gradient,
     steepest_entries,
 )
-from cua.experiments.bench import GRADIENT_WINDOWS, Bench
+from cua.experiments.bench import Bench
 from cua.experiments.budgets import BUDGETS as OURS
 from cua.experiments.placement import EVERY, PROJECTIONS, TRAINING
 from cua.experiments.protocol import percent_change, used
@@ -45,6 +45,7 @@ from cua.experiments.rate_selection import BUDGET as BUDGET_RATES
 from cua.experiments.record import Record, point
 from cua.llm.baselines import PeftAdapter
 from cua.llm.models import identity
+from cua.llm.placement import GRADIENT_WINDOWS
 from cua.llm.train import TrainConfig
 
 NAME = "baseline_selection"

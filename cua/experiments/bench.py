@@ -19,13 +19,12 @@ from cua.llm.baselines import PeftAdapter
 from cua.llm.data import Corpus, evenly, load_corpus, windows
 from cua.llm.evaluate import Perplexity, perplexity
 from cua.llm.models import load_model
-from cua.llm.placement import rotation_gradients, weight_gradients
+from cua.llm.placement import GRADIENT_WINDOWS, rotation_gradients, weight_gradients
 from cua.llm.prefix import SplitModel
 from cua.llm.train import TrainConfig, train
 
 TRAIN_WINDOW, TEST_WINDOW = 512, 1024
 LENGTHS = {"train": TRAIN_WINDOW, "selection": TEST_WINDOW, "test": TEST_WINDOW}
-GRADIENT_WINDOWS = 32  # of the train split, spread evenly: what blocks are chosen by
 
 
 def wikitext_splits() -> dict[str, Corpus]:
@@ -109,7 +108,7 @@ class Bench:
 
     @property
     def gradient_windows(self) -> Tensor:
-        """:data:`GRADIENT_WINDOWS` windows of the train split, spread evenly."""
+        """:data:`~cua.llm.placement.GRADIENT_WINDOWS` windows of the train split, spread evenly."""
         tokens = self.tokens["train"]
         return tokens[evenly(len(tokens), GRADIENT_WINDOWS)]
 

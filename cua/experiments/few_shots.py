@@ -9,11 +9,11 @@ from typing import Any
 
 from qiskit_ibm_runtime.fake_provider import FakeMarrakesh
 
-import cua
 from cua.experiments.bench import Bench, run_of
 from cua.experiments.noise_frontier import CUTOFF, WINDOWS, deal
 from cua.experiments.protocol import change_over_seeds_and_text, mean_interval, percent_change
 from cua.experiments.record import ADAPTERS, Record, adapter_digests
+from cua.experiments.trained import attached
 from cua.experiments.v_proj import BOUNDED
 from cua.hybrid import run_on_circuits
 from cua.llm.data import evenly
@@ -66,8 +66,7 @@ def run() -> dict[str, Any]:
     def measure(seed: int | None = None, qubits: str | None = None, shots: int | None = None) -> dict[str, Any]:
         with ExitStack() as stack:
             if seed is not None:
-                adapter = cua.load(bench.model, ADAPTERS / folders[seed])
-                stack.callback(adapter.detach)
+                adapter = stack.enter_context(attached(bench.model, ADAPTERS / folders[seed]))
             if qubits is not None:
                 on_device = {"noise": noise, "places": deal(chains, seed)} if qubits != "perfect" else {}
                 stack.enter_context(run_on_circuits(adapter, Execution(shots=shots, seed=seed, **on_device)))

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from cua import CUAConfig
 from cua.config import layer_number
-from cua.experiments.bench import GRADIENT_WINDOWS, Bench, within
+from cua.experiments.bench import Bench, within
 from cua.experiments.record import ADAPTERS, Record, point
 from cua.llm.models import identity
-from cua.llm.placement import choose_groups
+from cua.llm.placement import GRADIENT_WINDOWS, choose_groups
 from cua.llm.train import TrainConfig
 
 GROUPS = 30  # of neighbouring windows; of WikiText-2's test split ten windows each, two articles

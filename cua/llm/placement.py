@@ -21,6 +21,9 @@ from transformers import LlamaForCausalLM
 from cua.config import CUAConfig, layer_number, matching_layers, side_width
 from cua.llm.prefix import SplitModel
 
+GRADIENT_WINDOWS = 32
+"""Windows, spread evenly over the training text, whose gradients are enough to choose blocks by."""
+
 
 def rotation_gradients(
     model: LlamaForCausalLM, windows: Tensor, config: CUAConfig, *, progress: bool = False

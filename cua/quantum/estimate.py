@@ -28,7 +28,7 @@ _C, _S = np.sqrt(1 / 2), np.sqrt(1 / 6)  # cos 45°, sin 45°/sqrt(3)
 QUARTER_TURN = np.array([[_C, -_S, -_S, -_S], [_S, _C, _S, -_S], [_S, -_S, _C, _S], [_S, _S, -_S, _C]])
 """T, ``(4, 4)`` in SO(4): the second setting measures T Q x."""
 
-_ROUNDS = 4  # of that mean
+_ROUNDS = 4  # in which sign_faithful_by_qubit takes the mean over settings
 _SIGNS = np.array([[1, a, b, c] for a in (1, -1) for b in (1, -1) for c in (1, -1)], dtype=float)
 
 
