@@ -110,8 +110,8 @@ print("Q x = a x b:", np.allclose(product, q @ x))
 # {cite}`bennett1992superdense` sends one of four messages with one qubit, and $U_x$ sends them all at once, with amplitudes
 # $x_0, \dots, x_3$. Now apply $A = U_a$ after $U_x$ on the first qubit. A gate $M$ on the first qubit of a Bell pair does the
 # same as $M^T$ on the second, so $U_b$ can stand on the right of the product if its transpose is applied to the *second*
-# qubit: together they make $A\,U_x\,U_b = U_{Qx}$. Measure in the Bell basis, and outcome $k$ comes up with probability
-# $(Qx)_k^2$.
+# qubit: together they make $A\,U_x\,U_b = U_{Qx}$. Measure in the Bell basis, and the Bell state of $e_k$ is found with
+# probability $(Qx)_k^2$.
 #
 # One CZ makes the Bell pair, one measures it, and everything between acts on single qubits: **no block needs a coupling of
 # its own**. Every gate on one qubit is RZ, $\sqrt X$, RZ, $\sqrt X$, RZ; and RZs commute through CZ, do nothing to
@@ -125,7 +125,7 @@ template.draw("mpl", ax=axes, style={"name": "bw"}, fold=-1)  # without axes of 
 plt.show()
 
 # %% [markdown]
-# Does it work for any block and any slice? Ask Qiskit, by an independent route: bind the angles, compute the state
+# Does it work for any block and any slice? Ask Qiskit: bind the angles, compute the state
 # vector, compare. Among the cases are axes, the identity, slices of length $10^{-200}$ and $10^{100}$, and a block that
 # turns by nearly half a turn.
 
@@ -145,8 +145,7 @@ print("equal to 1e-12 in", len(xs), "cases:", np.abs(found - expected).max() < 1
 
 # %% [markdown]
 # Component $k$ is not outcome $k$: with these gates components 0, 1, 2, 3 appear as outcomes 0, 1, 3, 2
-# (`SUPERDENSE_OUTCOMES`), a Gray code. Conventions like this one are where such code goes wrong, so they are written down
-# in one place and tested.
+# (`SUPERDENSE_OUTCOMES`), a Gray code.
 #
 # So **what runs where**: an ordinary computer runs the model up to the slice, keeps the slice's length, and computes $ax$ and six
 # angles. The processor makes a Bell pair, turns its two qubits and measures, some thousand times. The ordinary computer takes roots of the
@@ -182,8 +181,8 @@ print(f"{'paper, as one reader reports':31} {12:3} {9:3} {3:3} {19:5}")
 # The other saving is in preparation. One token of Llama 3.1 8B needs 1,024 circuits. One can transpile each from scratch;
 # here the angles of all are computed together, and one transpiled circuit is reused. **Recorded**, in one process (30 blocks
 # transpiled and timed, times 1,024), the pair of qubits given to both and Qiskit's transpiler passes set up once
-# ({download}`circuit_speed.json <results/circuit_speed.json>`). (A middle way, transpiling each *block* once with the angles
-# of $x$ left free, serves in the next chapter where blocks are larger.)
+# ({download}`circuit_speed.json <results/circuit_speed.json>`). (A middle way, each *block* transpiled once with $x$ left
+# free, serves in the next chapter.)
 
 # %%
 speed = load_result("circuit_speed")
@@ -199,8 +198,8 @@ print("preparing one token of Llama 3.1 8B:", quote(speed["headline"]["preparati
 #
 # Which $T$? A Hadamard gate on each qubit comes to mind, all entries $\pm\frac12$. It fails: $(a, -a, b, b)$ and
 # $(-a, a, b, b)$ then give the same magnitudes in *both* settings (exercise 3). We take the quaternion
-# $\frac{1}{\sqrt2} + \frac{1}{\sqrt6}(i + j + k)$, with $i, j, k$ for $iZ, iX, iY$ (so that $ij=-k$, Hamilton's rules with the other sign), multiplied from the left: a quarter turn of qubit 0 alone, after which no
-# two sign patterns look alike. Eight patterns are possible up to a common sign. The **sign-faithful** readout (*signs read*, for short) takes the
+# $\frac{1}{\sqrt2} + \frac{1}{\sqrt6}(i + j + k)$, with $i, j, k$ for $iZ, iX, iY$ (so that $ij=-k$, Hamilton's rules with the other sign), multiplied from the left: a quarter turn of qubit 0 alone
+# (in four dimensions, every vector turns by half of that), after which no two sign patterns look alike. Eight patterns are possible up to a common sign. The **sign-faithful** readout (*signs read*, for short) takes the
 # one under which both sets of counts are most likely, and in doubt the one closer to $x$. The common sign follows from
 # the slice: if $\lVert K\rVert_2 < 2$, no plane of the block turns by a right angle, so $\langle x, Qx\rangle > 0$.
 
@@ -354,7 +353,8 @@ plt.show()
 # <details>
 # <summary>Solution</summary>
 #
-# Reflections are $x \mapsto a\,\bar{x}\,b$ with the conjugate quaternion, which is not local. But a reflection is a rotation
+# Reflections are $x \mapsto a\,\bar{x}\,b$ with the conjugate quaternion, which is not local. (The error message calls the Bell basis, with
+# the phases of $I, iZ, iX, iY$, by its name, the *magic basis*.) But a reflection is a rotation
 # followed by a change of the sign of one component, and signs do not change probabilities: measure the rotation, and turn
 # that sign over afterwards. (Cayley blocks are never reflections.)
 #
@@ -372,7 +372,7 @@ plt.show()
 # ($|y_0| = |y_1|$ and $|y_2| = |y_3|$, with an odd number of minus signs; or the same for another way to pair the four); after $n$ shots everything within some $1/\sqrt n$
 # of both is in doubt, a fraction of about $1/n$ of all slices. A wrong pattern costs an error of the order of one. So
 # $1/n$ times one is added to $3/(4n)$: a constant factor, however many shots are taken. (Replace `QUARTER_TURN` by $H$ and
-# measure it: we found 4 to 8 for random blocks. At thousands of shots wrong patterns are so rare that 40,000 slices hold only a few;
+# measure it: we found 5 to 8 for random blocks with $\lVert K\rVert_2 = 1.9$, and 2 at 1. At thousands of shots wrong patterns are so rare that 40,000 slices hold only a few;
 # take a million.)
 #
 # </details>

@@ -146,7 +146,8 @@ for n, seconds in speed["runs"]["simulation"]["seconds"].items():
 # Two kinds of error can be undone on average. **Readout errors** flip each bit with known probabilities, so that observed
 # frequencies are a known matrix times the true ones; invert it. **Gate errors** act, roughly, as if a fraction $s$ of the
 # shots gave a random outcome; find $s$ from circuits whose result is known, subtract. Both inversions remove bias and amplify
-# statistical noise, which in principle pays only where there are enough shots; here it pays at every budget shown. And here
+# statistical noise (by more than it seems below, where the first row also counts signs that biased frequencies made us read wrongly; take
+# `readout="true-signs"`, and noise grows from row to row), which in principle pays only where there are enough shots; here it pays at every budget shown. And here
 # $s$ is found, block by block, with the very simulator that makes the data, so what follows is the *best* that such mitigation
 # can do; on a processor, $s$ has to be measured. With infinitely many shots only the bias is left; what 4,096 shots add to it
 # is variance and wrongly read signs.

@@ -26,22 +26,31 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
         prog="python -m cua", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default=EMBEDDED, help="hub id or folder (default: the embedded %(default)s)")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the frozen weights")
-    parser.add_argument("--corpus", default="auto", help="auto, wikitext-2, wikipedia or news")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16"),
+        help="of the frozen weights (default: %(default)s)",
+    )
+    parser.add_argument("--corpus", default="auto", help="auto, wikitext-2, wikipedia or news (default: %(default)s)")
     parser.add_argument("--targets", nargs="+", default=["v_proj"], help="projections (default: v_proj)")
     parser.add_argument("--layers", nargs="+", type=int, help="decoder layers, counted from 0 (default: all)")
-    parser.add_argument("--side", default="output", choices=SIDES)
-    parser.add_argument("--block-size", type=int, default=4)
+    parser.add_argument("--side", default="output", choices=SIDES, help="of the projection (default: %(default)s)")
+    parser.add_argument("--block-size", type=int, default=4, help="2 to 64 (default: %(default)s)")
     parser.add_argument("--blocks", type=int, help="only so many blocks, where the gradient is largest (default: all)")
-    parser.add_argument("--readout", default="exact", choices=tuple(READOUTS))
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--batch", type=int, default=1, help="windows a step, shared by the processes")
+    parser.add_argument(
+        "--readout", default="exact", choices=tuple(READOUTS), help="how outputs leave a block (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=int, default=120, help="of Adam (default: %(default)s)")
+    parser.add_argument(
+        "--batch", type=int, default=1, help="windows a step, shared by the processes (default: %(default)s)"
+    )
     parser.add_argument("--rate", type=float, default=0.04, help="learning rate (default: %(default)s)")
     parser.add_argument(
         "--bound", type=float, help="largest spectral norm of K; 1.9 for signs that can be read from counts"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--window", type=int, default=512, help="tokens a window")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of windows (default: %(default)s)")
+    parser.add_argument("--window", type=int, default=512, help="tokens a window (default: %(default)s)")
     parser.add_argument("--windows", type=int, help="at most so many windows of each split (default: all)")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="where to write the adapter")
     return parser.parse_args(given)

@@ -133,13 +133,15 @@ def load(model: nn.Module, folder: str | Path) -> Adapter:
     if version != FORMAT_VERSION:
         raise ValueError(f"{folder}: format version {version!r}; this version of cua reads {FORMAT_VERSION}")
     try:
-        config = CUAConfig(**description["config"])
-        if description["parametrisation"] != PARAMETRISATION:
-            raise ValueError(f"{folder}: parametrised as {description['parametrisation']!r}, not {PARAMETRISATION!r}")
+        parametrisation, config = description["parametrisation"], CUAConfig(**description["config"])
         expected_sha, base = description["safetensors_sha256"], description["base_model"]
         expected_weights, base_name = base["weights_sha256"], base["name"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'adapter.json'} is incomplete: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{folder / 'adapter.json'}: {error}") from None
+    if parametrisation != PARAMETRISATION:
+        raise ValueError(f"{folder}: parametrised as {parametrisation!r}, not {PARAMETRISATION!r}")
 
     blob = (folder / "adapter.safetensors").read_bytes()
     try:

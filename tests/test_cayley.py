@@ -227,3 +227,10 @@ def test_parameter_count(b, expected):
 def test_skew_refuses_another_number_of_parameters(count):
     with pytest.raises(ValueError, match=f"^a block of size 4 has 6 parameters, but theta ends in {count}$"):
         skew(torch.zeros(3, 2, count), 4)
+
+
+def test_indices_are_made_where_the_parameters_are():
+    theta = torch.tensor([[1.0, 2.0, 3.0]])
+    with torch.device("meta"):
+        k = skew(theta, 3)
+        assert torch.equal(unskew(k), theta)

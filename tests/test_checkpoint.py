@@ -155,7 +155,7 @@ DAMAGE = {
     "dtype": (lambda folder: rewrite(folder, {n: t.half() for n, t in tensors(folder).items()}), "float16"),
     "not in this model": (edit_config(target_modules=["c_attn"]), "no linear layer matches"),
     "unknown field": (edit_config(angle=3), "angle"),
-    "unknown readout": (edit_config(readout="signed"), "unknown readout"),
+    "unknown readout": (edit_config(readout="signed"), r"adapter\.json: unknown readout"),
     "future version": (lambda folder: rewrite(folder, format_version=2), "format version 2"),
     "no version": (drop("format_version"), "not an adapter description"),
     "no config": (drop("config"), "incomplete"),

@@ -1,4 +1,5 @@
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from cua import CUAConfig, attach, hybrid
 from cua.experiments import noise_frontier
 from cua.hybrid import run_on_circuits
 from cua.quantum import blocks
-from cua.quantum.blocks import MITIGATIONS, BlockRunner, Execution
+from cua.quantum.blocks import CIRCUITS, COUNTS_READOUTS, MITIGATIONS, BlockRunner, Execution
 from cua.quantum.circuits import SUPERDENSE_OUTCOMES, quaternion_product, superdense_angles, superdense_template
 from cua.quantum.engine import NoisyCircuit
 from cua.quantum.estimate import sample, sign_faithful
@@ -19,7 +20,7 @@ from cua.quantum.mitigation import readout_response
 from cua.quantum.noise import DeviceNoise
 
 PLACES = {2: ((0,), (2,)), 4: ((0, 1), (3, 2), (2, 1)), 8: ((0, 1, 2), (3, 2, 1)), 16: ((0, 1, 2, 3), (3, 2, 1, 0))}
-FOUR_BY_FOUR = [(c, r) for c in ("superdense", "textbook") for r in ("sign-faithful", "sign-constrained", "true-signs")]
+FOUR_BY_FOUR = list(itertools.product(CIRCUITS, COUNTS_READOUTS))
 ALL = [(4, *names) for names in FOUR_BY_FOUR]
 ALL += [(2, "textbook", "sign-constrained"), (8, "textbook", "true-signs"), (16, "textbook", "true-signs")]
 

@@ -36,6 +36,25 @@ def test_keeps_a_narrower_dtype(dtype, tolerance):
     torch.testing.assert_close(y.double(), x.double() @ torch.block_diag(*q.double()).T, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize(("n_blocks", "b"), SHAPES)
+def test_what_the_compiler_sees_is_the_same_product(n_blocks, b, monkeypatch):
+    x, q = problem(n_blocks, b, 2, 3)
+    expected = block_matmul(x, q)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(block_matmul(x, q), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("device", "n_products"), [("cpu", 5), ("meta", 1)])
+def test_a_few_tiles_at_a_time_on_a_cpu_and_one_product_elsewhere(device, n_products, monkeypatch):
+    """144 blocks of 4x4: 18 tiles of 8 blocks, four at a time."""
+    products, bmm = [], torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda *given, **out: products.append(given) or bmm(*given, **out))
+    x, q = (tensor.to(device) for tensor in problem(144, 4, 6))
+    with torch.device("meta"):  # whatever the default device is
+        y = block_matmul(x, q)
+    assert (y.shape, y.device.type, len(products)) == (x.shape, device, n_products)
+
+
 @pytest.mark.parametrize(("n_blocks", "b"), [(144, 4), (3, 33)])
 def test_reads_strided_inputs(n_blocks, b):
     x, q = problem(n_blocks, b, 6)

@@ -22,7 +22,7 @@ QUESTION = "Which adapter lowers test perplexity most at about 1,000, 6,000 and 
 SEEDS = (0, 1, 2, 3, 4)
 EVERY = 4  # windows of the test split
 TRAINING = replace(OURS[0].training, max_k_norm=None)
-READOUTS = ("exact", "sign-constrained")
+OUR_READOUTS = ("exact", "sign-constrained")
 
 
 def run() -> dict[str, Any]:
@@ -95,7 +95,7 @@ def headline(runs: dict[str, Any], ours: dict[str, dict[str, Any]]) -> dict[str,
     for label in BUDGETS:
         mine = {
             f"cua_{readout.replace('-', '_')}": [same_windows(ours[label][f"{readout}-seed{seed}"]) for seed in SEEDS]
-            for readout in READOUTS
+            for readout in OUR_READOUTS
         }
         fitting = [method for method in METHODS if f"{method}/{label}/seed0" in runs]
         methods = {method: [runs[f"{method}/{label}/seed{seed}"] for seed in SEEDS] for method in fitting}

@@ -29,7 +29,7 @@ from cua.quantum.mitigation import (
 from cua.quantum.noise import DeviceNoise
 
 CIRCUITS = ("superdense", "textbook")
-READOUTS = ("sign-faithful", "sign-constrained", "true-signs")
+COUNTS_READOUTS = ("sign-faithful", "sign-constrained", "true-signs")  # from counts; cua.readout has those of products
 MITIGATIONS = ("none", "readout", "readout+depolarising")
 
 
@@ -62,7 +62,7 @@ class Execution:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field, known in (("circuit", CIRCUITS), ("readout", READOUTS), ("mitigation", MITIGATIONS)):
+        for field, known in (("circuit", CIRCUITS), ("readout", COUNTS_READOUTS), ("mitigation", MITIGATIONS)):
             if getattr(self, field) not in known:
                 raise ValueError(f"unknown {field} {getattr(self, field)!r}; known: {', '.join(known)}")
         object.__setattr__(self, "places", tuple(tuple(map(int, place)) for place in self.places))
@@ -80,7 +80,7 @@ class BlockRunner:
     """Runs the blocks of one layer.
 
     Args:
-        q: ``(n_blocks, b, b)`` orthogonal.
+        q: ``(n_blocks, b, b)`` orthogonal, b a power of two: the circuit has log2(b) qubits.
         execution: how.
         stream: number of this layer and stride, so that each draws shots of its own.
 
@@ -124,7 +124,10 @@ class BlockRunner:
         self.inverses = [self._inverse(setting) for setting in range(len(self.settings))]
 
     def __call__(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Estimates of Q x for slices ``(tokens, n_blocks, b)``.
+        """What the readout makes of the counts for slices ``(tokens, n_blocks, b)``, in the same shape.
+
+        Sign-faithful and with true signs, that is an estimate of Q x; sign-constrained, of its magnitudes with the
+        signs of x.
 
         Raises:
             ValueError: for slices of another shape.

@@ -192,7 +192,7 @@ def test_headline_compares_on_the_same_windows():
     """Ours 20 where the methods are measured and far from it elsewhere; LoRA 21 and 22, OFT 24; base 25."""
     ours = _losses(20.0, 13)
     ours["nll"] = [loss if i % baselines.EVERY == 0 else 99.0 for i, loss in enumerate(ours["nll"])]
-    everything = {f"{readout}-seed{seed}": ours for readout in baselines.READOUTS for seed in baselines.SEEDS}
+    everything = {f"{readout}-seed{seed}": ours for readout in baselines.OUR_READOUTS for seed in baselines.SEEDS}
     runs = {"base": _losses(25.0)}
     for label in baselines.BUDGETS:
         runs |= {f"lora/{label}/seed{seed}": _losses(21.0 + (seed > 2)) for seed in baselines.SEEDS}
