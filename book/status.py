@@ -10,6 +10,7 @@ from cua.experiments.record import RESULTS, load_result
 
 BOOK = Path(__file__).resolve().parent
 COMMIT = "https://github.com/cua-book/cua/commit/"
+LINK = re.compile(r"https?://[^\s<>()\"'`}|]+[^\s<>()\"'`}|.,;:]")
 
 
 def chapter(script: Path) -> tuple[str, int | None, list[str]]:
@@ -46,6 +47,19 @@ def result_entry(name: str, result: dict[str, Any], chapters: list[str]) -> str:
         f": {len(result['runs'])} runs, {result['wall_time_s'] / 3600:.1f} h on {result['device']}, commit "
         f"[{commit[:7]}]({COMMIT}{commit}); {libraries}; {'; '.join(data) or 'no text'}."
     )
+
+
+def links_out() -> dict[str, list[str]]:
+    """Links that leave the site, each with the sources that have it."""
+    links: dict[str, set[str]] = {}
+    for source in sorted(BOOK.iterdir()):
+        if source.suffix not in (".md", ".bib") and not source.name[:2].isdigit():
+            continue
+        if source.suffix != ".ipynb" and source.name != "status.md":
+            text = re.sub(r"\beprint\s*=\s*{", "{https://arxiv.org/abs/", source.read_text())
+            for link in LINK.findall(re.sub(r"\bdoi\s*=\s*{", "{https://doi.org/", text)):
+                links.setdefault(link, set()).add(source.stem)
+    return {link: sorted(links[link]) for link in sorted(links)}
 
 
 def page() -> str:
@@ -98,6 +112,12 @@ def page() -> str:
             "`python -m cua.experiments NAME` once its file is moved away.",
             "",
             "\n\n".join(entries),
+            "",
+            "## Links that leave the site",
+            "",
+            "In the text, in code, and in the bibliography (`references`).",
+            "",
+            *(f"- <{link}>: {', '.join(where)}" for link, where in links_out().items()),
             "",
         ]
     )

@@ -31,3 +31,14 @@ def test_every_result_with_its_provenance(status):
         for fact in (result["status"], result["question"], f"{len(result['runs'])} runs", result["git_commit"]):
             assert fact in entry
         assert page.count(f"({status.anchor(path.stem)})=") == 1
+
+
+def test_links_that_leave_the_site(status):
+    links = status.links_out()
+    assert links["https://arxiv.org/abs/2605.05914"] == ["references"]
+    assert "intro" in links["https://github.com/cua-book/cua"]
+    for source in [*status.BOOK.glob("*.py"), *status.BOOK.glob("*.md")]:
+        if source.stem != "status":
+            assert set(re.findall(r"\]\((https?://[^)\s]+)\)", source.read_text())) <= links.keys()
+    page = status.page()
+    assert all(f"- <{link}>: " in page for link in links)

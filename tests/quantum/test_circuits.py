@@ -163,15 +163,16 @@ def awkward_slices(b: int) -> np.ndarray:
     return np.concatenate([np.eye(b), -np.eye(b), dense, -np.abs(dense[:2]), sparse, np.ones((1, b))])
 
 
-@pytest.mark.parametrize("n_qubits", [1, 2, 3, 4])
+@pytest.mark.parametrize("n_qubits", [1, 2, 3, 4, 5])
 def test_preparation_is_the_slice_signs_and_all(n_qubits):
     template, slices = preparation_template(n_qubits), awkward_slices(2**n_qubits)
+    assert template.num_parameters == 2**n_qubits - 1
     for x, angles in zip(slices, preparation_angles(slices), strict=True):
         state = Statevector(template.assign_parameters(angles)).data
         np.testing.assert_allclose(state * np.linalg.norm(x), x, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("n_qubits", [1, 2, 3, 4])
+@pytest.mark.parametrize("n_qubits", [1, 2, 3, 4, 5])
 def test_preparation_of_zero_slices_and_of_batches(n_qubits):
     b = 2**n_qubits
     x = np.random.default_rng(0).normal(size=(2, 3, b))
