@@ -257,3 +257,11 @@ def test_only_powers_of_two_are_encoded(b):
         preparation_angles(np.ones((2, b)))
     with pytest.raises(ValueError, match=f"block size {b}"):
         textbook_template(np.eye(b))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_angles_of_what_no_circuit_prepares_are_refused(value):
+    x = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, value, 0.0, 0.0]])
+    for angles in (preparation_angles, lambda slices: superdense_angles(slices, np.eye(4))):
+        with pytest.raises(ValueError, match="^a slice holds NaN or infinity; no circuit prepares it$"):
+            angles(x)
