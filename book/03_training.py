@@ -74,7 +74,7 @@ def spread(split: str, n: int) -> torch.Tensor:
     return ids[evenly(len(ids), n)]
 
 
-n_training, n_test, length, steps = 32, 16, 256, 64  # workshop: 16, 8, 128, 32
+n_training, n_test, length, steps = 32, 16, 256, 64  # workshop: 16, 8, 128, 16
 training_ids, test_ids = spread("train", n_training), spread("test", n_test)
 
 # %% [markdown]

@@ -110,7 +110,7 @@ print(noise.gate("sx", pairs[0][:1]).round(6) + 0.0)  # + 0.0 for -0.0
 
 # %%
 rng = np.random.default_rng(0)
-n = 20  # workshop: 4
+n = 20  # workshop: 2
 angles = rng.uniform(-np.pi, np.pi, (1, n, 6))
 aer = AerSimulator(method="density_matrix", noise_model=NoiseModel.from_backend(marrakesh))
 circuit = QuantumCircuit(max(pairs[0]) + 1)
@@ -156,7 +156,7 @@ for n, seconds in speed["runs"]["simulation"]["seconds"].items():
 model, tokenizer = load_model()
 adapter = cua.load(model, ADAPTERS / "v_proj_bounded" / "exact-seed0")
 (module,) = adapter.modules.values()
-length = 256  # workshop: 64
+length = 256  # workshop: 32
 ids = windows(tokenizer, load_corpus("wikipedia", "test").text, length)[::60][:4]  # from four different places
 split = SplitModel(model, 20)
 prefix = split.prefix(ids)

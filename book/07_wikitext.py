@@ -75,10 +75,10 @@ use_style()
 
 # %%
 model, tokenizer = load_model()
-length, end = 256, None  # workshop: 64, 200_000
+length, end = 256, None  # workshop: 48, 100_000
 corpus = {split: load_corpus("wikipedia", split).text[:end] for split in ("train", "test")}
 text = {split: windows(tokenizer, corpus[split], length) for split in corpus}
-n = 8  # workshop: 4
+n = 8  # workshop: 2
 ids = text["train"][evenly(len(text["train"]), n)]
 
 # %% [markdown]

@@ -78,7 +78,7 @@ use_style()
 # probability of the option's tokens decides.
 
 # %%
-every = 1  # workshop: 4
+every = 1  # workshop: 7
 model, tokenizer = load_model()
 rows, _ = rows_of("analogies")
 for row in rows.select([0, 75, 139]):

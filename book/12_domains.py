@@ -83,7 +83,7 @@ print(to_plain(to_wikitext(article)))
 # %%
 model, tokenizer = load_model()
 CLOTHES = ("plain", "wikitext")
-n = 4  # workshop: 2
+n, shown = 4, 1  # workshop: 1, 0
 texts = {clothes: corpus(f"wikipedia in {clothes}", "test") for clothes in CLOTHES}
 windows = {clothes: cut(tokenizer, text, n) for clothes, text in texts.items()}
 formatting = cut_formatting(tokenizer, texts["wikitext"], n)
@@ -104,8 +104,8 @@ for clothes, run in (("plain", plain), ("wikitext", dressed)):
 # that plain clothes do without, if only the space in front. Some of them, in brackets:
 
 # %%
-shown = zip(windows["wikitext"][1, :60], formatting[1], strict=False)
-pieces = ((tokenizer.decode(token), mark) for token, mark in shown)
+marked = zip(windows["wikitext"][shown, :60], formatting[shown], strict=False)
+pieces = ((tokenizer.decode(token), mark) for token, mark in marked)
 text = "".join(f"[{piece!r}]" if mark else piece for piece, mark in pieces)
 print(textwrap.fill(text, 88))
 on_formatting, on_words, _ = by_formatting(dressed)
