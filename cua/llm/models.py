@@ -12,11 +12,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +26,7 @@ from transformers import (
     GgufConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -152,12 +155,17 @@ def _sha256(path: Path) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Transformers without its progress bars, which would be stored in notebooks."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Transformers without its progress bars, which would be stored in notebooks.
+
+    Its reader of GGUF files takes no notice of the setting; its bar is left to terminals.
+    """
+    shown, bar = transformers_logging.is_progress_bar_enabled(), modeling_gguf_pytorch_utils.tqdm
     transformers_logging.disable_progress_bar()
+    modeling_gguf_pytorch_utils.tqdm = partial(tqdm, disable=None)
     try:
         yield
     finally:
+        modeling_gguf_pytorch_utils.tqdm = bar
         if shown:
             transformers_logging.enable_progress_bar()
 

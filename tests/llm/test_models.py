@@ -232,6 +232,18 @@ def test_identity_holds_no_path_of_the_machine(local_folder):
     assert str(local_folder.parent) not in json.dumps(identity(model))
 
 
+def test_no_progress_bar_of_unpacking_is_stored_in_a_notebook(capfd):
+    """Nor in a log: the bar of the reader of GGUF files is for terminals."""
+    reader = transformers.modeling_gguf_pytorch_utils
+    before = reader.tqdm
+    with models._quiet():
+        assert list(reader.tqdm(range(3), desc="tensors")) == [0, 1, 2]
+    assert reader.tqdm is before
+    assert capfd.readouterr() == ("", "")
+    list(reader.tqdm(range(3), desc="tensors"))
+    assert "tensors" in capfd.readouterr().err, "without which the test would show nothing"
+
+
 def test_loading_leaves_progress_bars_as_they_were(local_folder):
     before = transformers.utils.logging.is_progress_bar_enabled()
     load_model(str(local_folder))

@@ -263,5 +263,5 @@ def test_only_powers_of_two_are_encoded(b):
 def test_angles_of_what_no_circuit_prepares_are_refused(value):
     x = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, value, 0.0, 0.0]])
     for angles in (preparation_angles, lambda slices: superdense_angles(slices, np.eye(4))):
-        with pytest.raises(ValueError, match="^a slice holds NaN or infinity; no circuit prepares it$"):
+        with pytest.raises(ValueError, match=r"^a slice holds NaN or infinity; no circuit prepares it$"):
             angles(x)
