@@ -62,6 +62,20 @@ def test_a_page_can_be_read_by_everyone(browser, page, scheme, size):
         assert [(rule["id"], [node["target"] for node in rule["nodes"]]) for rule in found] == []
 
 
+@pytest.mark.parametrize("service", ["https://colab.research.google.com/github/", "https://mybinder.org/v2/gh/"])
+def test_every_launch_button_opens_a_notebook_of_this_repository(documents, service):
+    where = {"https://colab.research.google.com/github/": "/blob/main/", "https://mybinder.org/v2/gh/": "lab/tree/"}
+    opened = set()
+    for page, document in documents.items():
+        for element in document.select(f'a[href^="{service}"]'):
+            address, path = unquote(element["href"]).removeprefix(service).split(where[service])
+            assert re.fullmatch(r"cua-book/cua(/main\?urlpath=)?", address)
+            assert (SITE.parents[2] / path).is_file()
+            assert Path(path).stem == Path(page).stem
+            opened.add(path)
+    assert opened == {f"book/{path.name}" for path in SITE.parents[1].glob("[0-9][0-9]_*.ipynb")}
+
+
 def test_pages_are_small():
     """As they travel, figures within them included; the whole site fits on a phone."""
     sizes = {path: path.stat().st_size for path in SITE.rglob("*") if path.is_file()}
