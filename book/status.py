@@ -52,13 +52,12 @@ def result_entry(name: str, result: dict[str, Any], chapters: list[str]) -> str:
 def links_out() -> dict[str, list[str]]:
     """Links that leave the site, each with the sources that have it."""
     links: dict[str, set[str]] = {}
-    for source in sorted(BOOK.iterdir()):
-        if source.suffix not in (".md", ".bib") and not source.name[:2].isdigit():
-            continue
-        if source.suffix != ".ipynb" and source.name != "status.md":
-            text = re.sub(r"\beprint\s*=\s*{", "{https://arxiv.org/abs/", source.read_text())
-            for link in LINK.findall(re.sub(r"\bdoi\s*=\s*{", "{https://doi.org/", text)):
-                links.setdefault(link, set()).add(source.stem)
+    pages = set(BOOK.glob("*.md")) - {BOOK / "status.md"}
+    for source in [*pages, *BOOK.glob("[0-9][0-9]_*.py"), *BOOK.glob("*.bib")]:
+        text = re.sub(r"\beprint\s*=\s*{", "{https://arxiv.org/abs/", source.read_text())
+        text = re.sub(r"\bdoi\s*=\s*{", "{https://doi.org/", text)
+        for link in LINK.findall(text):
+            links.setdefault(link, set()).add(source.stem)
     return {link: sorted(links[link]) for link in sorted(links)}
 
 
