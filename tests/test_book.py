@@ -1,6 +1,7 @@
 """The chapters as files: pairs in sync, every cell executed, the format that CONTRIBUTING asks of a chapter."""
 
 import importlib.util
+import json
 import re
 import statistics
 import tempfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import numpy as np
 import pytest
 
 from cua.experiments.record import load_result
@@ -99,10 +101,100 @@ def test_only_the_bootstrap_cell_is_kept_from_nbval(chapter):
     assert skipped[0].startswith("# NBVAL_SKIP\n# On Colab")
 
 
-def test_introduction_states_the_run_times_that_chapters_state():
+def printed(cell):
+    """The lines that a cell printed."""
+    return [line for output in cell.outputs for line in output.get("text", "").splitlines()]
+
+
+def unit(number):
+    """Of the last digit as it is printed: 0.01 of 24.98."""
+    digits, _, exponent = number.replace(",", "").partition("e")
+    return 10.0 ** (int(exponent or 0) - len(digits.partition(".")[2]))
+
+
+def test_tolerances_are_of_numbers_that_are_there_and_wider_than_the_rounding_of_a_digit(chapter, script):
+    compare, (_, notebook) = script("compare"), chapter
+    for cell in code(notebook):
+        allowed = compare.tolerances(cell.source)
+        reach = dict.fromkeys(allowed, 0.0)
+        for line in printed(cell):
+            pieces = compare.NUMBER.split(" ".join(line.split()))
+            for before, number in zip(pieces[::2], pieces[1::2], strict=False):
+                word = compare.governing(before, number, allowed)
+                if word is not None:
+                    value, limit = float(number.replace(",", "")), allowed[word]
+                    size = limit.size if limit.sign == "±" else abs(value) * (limit.size - 1)
+                    reach[word] = max(reach[word], size / unit(number))
+        if reach.pop("figure", None) is not None:
+            assert any("image/png" in output.get("data", {}) for output in cell.outputs), cell.source
+        assert all(size > 0.99 for size in reach.values()), (reach, cell.source)
+
+
+def test_a_wrong_number_anywhere_is_found(chapter, script):
+    """Each number that a chapter prints, changed by a third, or by five of its last digit."""
+    compare, (_, notebook) = script("compare"), chapter
+    for cell in code(notebook):
+        for line in printed(cell):
+            for found in compare.NUMBER.finditer(line):
+                value = float(found[0].replace(",", ""))
+                wrong = value + max(0.34 * abs(value), 5 * unit(found[0]))
+                changed = f"{line[: found.start()]}{wrong:g}{line[found.end() :]}"
+                outputs = [[nbformat.v4.new_output("stream", text=text)] for text in (line, changed)]
+                assert compare.differences(cell.source, *outputs), changed
+
+
+def test_a_figure_that_shows_something_else_is_found(chapter, script):
+    """Each mark of each figure, moved by a tenth of its axes towards their middle; each word changed; one mark less."""
+    compare, (_, notebook) = script("compare"), chapter
+    for cell in code(notebook):
+        for output in cell.outputs:
+            if "image/png" not in output.get("data", {}):
+                continue
+            before = json.loads(output.data[compare.SHOWN])
+            for i, axes in enumerate(before):
+                for j, mark in enumerate(axes["marks"]):
+                    for change in (moved, without, renamed):
+                        now = json.loads(output.data[compare.SHOWN])
+                        if change(now[i]["marks"], j):
+                            outputs = [
+                                [nbformat.v4.new_output("display_data", {compare.SHOWN: json.dumps(shown)})]
+                                for shown in (before, now)
+                            ]
+                            assert compare.differences(cell.source, *outputs), (cell.source, mark)
+
+
+def moved(marks, j):
+    at = np.array(marks[j]["at"], dtype=float)
+    seen = np.isfinite(at) & (at >= 0) & (at <= 1)
+    marks[j]["at"] = np.where(seen, at + np.where(at < 0.5, 0.1, -0.1), at).tolist()
+    return seen.any()
+
+
+def without(marks, j):
+    del marks[j]
+    return True
+
+
+def renamed(marks, j):
+    marks[j]["words"] = "other"
+    return True
+
+
+def test_introduction_and_chapters_state_the_recorded_run_times():
+    recorded = json.loads((BOOK / "run_times.json").read_text())["seconds"]
     stated = {path.stem: int(re.search(r"\*Run time:\* about (\d+) seconds", path.read_text())[1]) for path in CHAPTERS}
     rows = re.findall(r"^\| \[\d+ [^]]+\]\((\w+)\) \|.*\| (\d+) s \|$", (BOOK / "intro.md").read_text(), re.MULTILINE)
-    assert {name: int(seconds) for name, seconds in rows} == stated
+    assert {name: int(seconds) for name, seconds in rows} == stated == recorded
+
+
+def test_on_colab_what_would_change_outputs_is_pinned_as_in_the_requirements():
+    project = tomllib.loads((BOOK.parent / "pyproject.toml").read_text())["project"]
+    pinned = re.findall(r"^([\w-]+==\S+)", (BOOK.parent / "requirements.txt").read_text(), re.MULTILINE)
+    assert set(project["optional-dependencies"]["book"]) <= set(pinned)
+    ranges = {re.match(r"[\w-]+", requirement)[0] for requirement in project["dependencies"]}
+    assert {pin.split("==")[0] for pin in project["optional-dependencies"]["book"]} <= ranges
+    for path in CHAPTERS:
+        assert '"./cua-book[book]"' in path.read_text()
 
 
 QUOTED = re.compile(r"(−?[\d,]+(?:\.(\d+))?)(?: %)? <!-- (\w+)\.(\w+) -->")

@@ -35,13 +35,38 @@ _SIGNS = np.array([[1, a, b, c] for a in (1, -1) for b in (1, -1) for c in (1, -
 def sample(probabilities: NDArray[np.float64], shots: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Multinomial counts of ``shots`` shots, ``(..., b)`` like the probabilities (clipped at 0 and normalised).
 
+    A shot is a uniform number, and an outcome's count is how many of them lie between its edges, the cumulated
+    probabilities.  They are counted by halves: the middle one of ``n`` sorted uniform numbers is distributed as
+    ``Beta((n + 1)/2, (n + 1)/2)``, and says on which side of an edge half of them lie.  So what is drawn from ``rng``
+    does not depend on the probabilities, and another processor, which rounds them otherwise, sees the same shots: once
+    in many draws a count moves by one.  (numpy's multinomial may throw other numbers away for other probabilities, and then
+    nearly all later counts are others: ``findings/numpy_multinomial_other_shots.sh``.)
+
     Raises:
         ValueError: for less than one shot.
     """
     if shots < 1:
         raise ValueError(f"shots={shots}: at least one")
-    p = np.clip(np.asarray(probabilities, dtype=np.float64), 0.0, None)  # numpy's multinomial wants sums to 1e-12
-    return rng.multinomial(shots, p / _total(p))
+    p = np.clip(np.asarray(probabilities, dtype=np.float64), 0.0, None)
+    edges = np.moveaxis(np.cumsum(p / _total(p), axis=-1)[..., :-1], -1, 0)  # (b - 1, ...)
+    below, low, high = np.zeros(edges.shape, dtype=np.int64), np.zeros(edges.shape), np.ones(edges.shape)
+    alike = np.ones((max(len(edges) - 1, 0), *edges.shape[1:]), dtype=bool)  # has seen what the edge before it has
+    n = shots
+    while n > 0:
+        half = 1 if n % 2 == 0 else (n + 1) // 2  # of an even number one is counted alone
+        place = rng.random(edges.shape) if half == 1 else rng.beta(half, half, edges.shape)
+        for edge, same in enumerate(alike, start=1):
+            np.copyto(place[edge], place[edge - 1], where=same)
+        place = low + (high - low) * place
+        under = place < edges
+        below += half * under
+        if n % 2 == 0:
+            n -= 1
+            continue
+        low, high = np.where(under, place, low), np.where(under, high, place)
+        alike &= under[1:] == under[:-1]
+        n = half - 1
+    return np.moveaxis(np.diff(below, axis=0, prepend=0, append=shots), 0, -1)
 
 
 def sign_constrained(x: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:

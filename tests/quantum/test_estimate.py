@@ -3,6 +3,7 @@ import pytest
 from qiskit.circuit.library import HGate
 from qiskit.quantum_info import Operator, Statevector
 from scipy.optimize import minimize
+from scipy.stats import chisquare, multinomial
 
 from cua.quantum.circuits import quaternion_product
 from cua.quantum.estimate import (
@@ -118,6 +119,29 @@ def test_a_generator_fixes_the_counts():
 def test_at_least_one_shot(rng, shots):
     with pytest.raises(ValueError, match=f"shots={shots}: at least one"):
         sample(np.full(4, 0.25), shots, rng)
+
+
+@pytest.mark.parametrize("shots", [1, 2, 3, 6, 12])
+def test_shots_are_distributed_as_a_multinomial(rng, shots):
+    """All outcomes of few shots, by their probabilities; among them an impossible one."""
+    p, n = np.array([0.15, 0.25, 0.0, 0.6]), 200_000
+    counts = sample(np.broadcast_to(p, (n, 4)), shots, rng)
+    assert (counts[:, 2] == 0).all()
+    outcomes, found = np.unique(counts, axis=0, return_counts=True)
+    expected = n * multinomial.pmf(outcomes, shots, p)
+    assert expected.sum() == pytest.approx(n, rel=2e-3), "next to nothing is missing"
+    often = expected > 10
+    assert chisquare(found[often], expected[often] * found[often].sum() / expected[often].sum()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("shots", [100, 4095, 8192])
+def test_probabilities_rounded_otherwise_give_the_same_shots_but_for_a_few(rng, shots):
+    """What another processor does; with numpy's multinomial nearly all later counts would be others."""
+    p = rng.dirichlet(np.ones(4), 20_000)
+    rounded = p * (1 + 1e-7 * rng.normal(size=p.shape))
+    moved = np.abs(sample(p, shots, np.random.default_rng(1)) - sample(rounded, shots, np.random.default_rng(1)))
+    assert moved.max() <= 2
+    assert (moved > 0).any(-1).mean() < 0.01
 
 
 @pytest.mark.parametrize("b", [2, 4, 8])
