@@ -100,11 +100,11 @@ def execute(notebook: nbformat.NotebookNode, name: str) -> list[str]:
                 FAILED.mkdir(parents=True, exist_ok=True)
                 nbformat.write(notebook, FAILED / f"{name}.ipynb")
                 n = sum(one.cell_type == "code" for one in notebook.cells[:i])
-                why = " ".join(str(part) for part in (getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)))
+                why = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
+                path = (FAILED / f"{name}.ipynb").relative_to(BOOK.parent)
                 raise ChapterError(
-                    f"FAILED in code cell {n}: {why.strip().splitlines()[0][:300]}\n"
-                    f"    all of it: {(FAILED / f'{name}.ipynb').relative_to(BOOK.parent)}; mend it and run make book "
-                    f"again, or this chapter alone: python book/execute.py book/{name}.py"
+                    f"FAILED in code cell {n}: {why.splitlines()[0][:300]}\n"
+                    f"    as far as it came: {path}; this chapter alone: python book/execute.py book/{name}.py"
                 ) from error
     notebook.cells = notebook.cells[1:-1]
     return tell.outputs[0].text.split() if tell.outputs else []
@@ -227,7 +227,10 @@ def main(arguments: list[str]) -> int:
             said = str(error)
         print(said, flush=True)
     if failed:
-        print(f"{len(failed)} of {len(asked.chapters)} chapters failed: {', '.join(failed)}", file=sys.stderr)
+        print(
+            f"{len(failed)} of {len(asked.chapters)} chapters failed: {', '.join(failed)}; the same command goes on with them",
+            file=sys.stderr,
+        )
     return int(bool(failed))
 
 

@@ -19,7 +19,7 @@ def rotation_angles(k: Tensor) -> Tensor:
     Returns:
         ``(..., b // 2)`` in radians, from 0 up to (never reaching) pi, the largest first.
 
-    >>> rotation_angles(torch.tensor([[0.0, 2.0], [-2.0, 0.0]])).rad2deg()
+    >>> rotation_angles(torch.tensor([[0.0, 2.0], [-2.0, 0.0]])).rad2deg().round(decimals=9)
     tensor([90.], dtype=torch.float64)
     """
     singular = torch.linalg.svdvals(k.double())  # each lambda twice, and a zero where b is odd
@@ -80,7 +80,7 @@ def entangling_power(q: Tensor) -> Tensor:
         ValueError: as :func:`operator_schmidt`.
 
     >>> cnot = torch.eye(4)[[0, 1, 3, 2]]
-    >>> entangling_power(torch.stack([torch.eye(4), cnot])).round(decimals=4)
+    >>> entangling_power(torch.stack([torch.eye(4), cnot])).abs().round(decimals=4)
     tensor([0.0000, 0.2222])
     """
     d = math.isqrt(q.shape[-1])

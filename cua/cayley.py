@@ -90,7 +90,7 @@ def cayley(k: Tensor) -> Tensor:
 
     An entry t turns its plane by 2 arctan(t/2), so 2 is a quarter turn:
 
-    >>> cayley(skew(torch.tensor([2.0]), 2)) @ torch.tensor([1.0, 0.0])
+    >>> (cayley(skew(torch.tensor([2.0]), 2)) @ torch.tensor([1.0, 0.0])).abs().round(decimals=6)  # a quarter turn
     tensor([0., 1.])
     """
     return _Cayley.apply(k)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from cua.experiments.record import load_result
+from cua.llm.data import evenly
 
 BOOK = Path(__file__).resolve().parents[1] / "book"
 CHAPTERS = sorted(BOOK.glob("[0-9][0-9]_*.py"))
@@ -144,7 +145,7 @@ def test_a_wrong_number_anywhere_is_found(chapter, script):
 
 
 def test_a_figure_that_shows_something_else_is_found(chapter, script):
-    """Each mark of each figure, moved by a tenth of its axes towards their middle; each word changed; one mark less."""
+    """Twenty marks of each figure's axes: moved by a tenth towards the middle; called otherwise; taken away."""
     compare, (_, notebook) = script("compare"), chapter
     for cell in code(notebook):
         for output in cell.outputs:
@@ -152,7 +153,7 @@ def test_a_figure_that_shows_something_else_is_found(chapter, script):
                 continue
             before = json.loads(output.data[compare.SHOWN])
             for i, axes in enumerate(before):
-                for j, mark in enumerate(axes["marks"]):
+                for j in evenly(len(axes["marks"]), 20).tolist():
                     for change in (moved, without, renamed):
                         now = json.loads(output.data[compare.SHOWN])
                         if change(now[i]["marks"], j):
@@ -160,7 +161,7 @@ def test_a_figure_that_shows_something_else_is_found(chapter, script):
                                 [nbformat.v4.new_output("display_data", {compare.SHOWN: json.dumps(shown)})]
                                 for shown in (before, now)
                             ]
-                            assert compare.differences(cell.source, *outputs), (cell.source, mark)
+                            assert compare.differences(cell.source, *outputs), (cell.source, axes["marks"][j])
 
 
 def moved(marks, j):

@@ -126,7 +126,7 @@ def test_a_failure_names_chapter_cell_and_the_way_to_go_on_and_the_others_still_
     other.write_text("# %%\nprint(1)\n")
     assert runner.main([str(chapter), str(other)]) == 1
     said = capsys.readouterr()
-    assert "01_short.py ... FAILED in code cell 3: ModuleNotFoundError No module named 'nosuch'" in said.out
+    assert "01_short.py ... FAILED in code cell 3: ModuleNotFoundError: No module named 'nosuch'" in said.out
     assert "python book/execute.py book/01_short.py" in said.out
     assert "Traceback" not in said.out + said.err
     assert len(said.out.splitlines()) == 3

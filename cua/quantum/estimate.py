@@ -39,8 +39,8 @@ def sample(probabilities: NDArray[np.float64], shots: int, rng: np.random.Genera
     probabilities.  They are counted by halves: the middle one of ``n`` sorted uniform numbers is distributed as
     ``Beta((n + 1)/2, (n + 1)/2)``, and says on which side of an edge half of them lie.  So what is drawn from ``rng``
     does not depend on the probabilities, and another processor, which rounds them otherwise, sees the same shots: once
-    in many draws a count moves by one.  (numpy's multinomial may throw other numbers away for other probabilities, and then
-    nearly all later counts are others: ``findings/numpy_multinomial_other_shots.sh``.)
+    in many draws a count moves by one.  (numpy's multinomial may throw other numbers away for other probabilities, and
+    then nearly all later counts are others: ``findings/numpy_multinomial_other_shots.sh``.)
 
     Raises:
         ValueError: for less than one shot.
