@@ -50,6 +50,7 @@ def test_numpy_and_torch_do_as_the_setting_says():
 
 def test_rounded_otherwise_moves_each_output_by_less_than_a_millionth_and_always_the_same(monkeypatch):
     monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)  # to put it back
+    assert "otherwise" not in torch.nn.functional.linear.__name__, "only there, and here"
     x, weight = torch.randn(50, 8), torch.randn(6, 8)
     before = torch.nn.functional.linear(x, weight)
     exec((Path(elsewhere.__file__).parent / "rounded_otherwise.py").read_text(), {})

@@ -214,7 +214,7 @@ def test_04_3_hadamard_gates_confuse_pairs_of_vectors(rng, rotations, monkeypatc
     y, other = np.array([a, -a, b, b]), np.array([-a, a, b, b])
     np.testing.assert_allclose(h @ y, [b, a, -b, a])
     np.testing.assert_allclose(h @ other, [b, -a, -b, -a])
-    q, x, shots = rotations(40, norm=1.5), rng.normal(size=(500, 40, 4)), 4096
+    q, x, shots = rotations(40, norm=1.5), rng.normal(size=(4000, 40, 4)), 4096
 
     def error_over_limit() -> float:
         found = BlockRunner(q, Execution(shots=shots))(x)
