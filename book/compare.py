@@ -39,7 +39,8 @@ class Tolerance:
     def allows(self, was: float, now: float) -> bool:
         if self.sign == "±":
             return abs(now - was) <= self.size * (1 + 1e-9)
-        return was * now > 0 and abs(math.log(now / was)) <= math.log(self.size)
+        smaller, larger = sorted((abs(was), abs(now)))
+        return math.copysign(1, was) == math.copysign(1, now) and 0 < larger <= smaller * self.size * (1 + 1e-9)
 
     def __str__(self) -> str:
         return f"{self.sign}{self.size:g}"
@@ -55,9 +56,10 @@ def tolerances(source: str) -> dict[str, Tolerance]:
     for line in DECLARED.findall(source):
         for item in line.split(", "):
             match = ITEM.fullmatch(item)
-            if match is None or float(match["size"]) <= (match["sign"] == "×"):
+            relative = match is not None and match["sign"] == "×"
+            if match is None or float(match["size"]) <= relative or (relative and match["word"] == "figure"):
                 raise ValueError(
-                    f"{item!r} in {line!r}: write for example 'perplexity ±0.02', 'squared error ×1.1' or '±0.1'"
+                    f"{item!r} in {line!r}: write for example 'perplexity ±0.02', 'squared error ×1.1', '±0.1' or 'figure ±0.01'"
                 )
             found[match["word"] or ""] = Tolerance(match["sign"], float(match["size"]))
     return found
@@ -78,7 +80,7 @@ def differences(source: str, was: list[NotebookNode], now: list[NotebookNode]) -
         elif kind == SHOWN:
             for figures in zip(was[kind], now[kind], strict=True):
                 found += _figure_differences(*map(json.loads, figures), allowed)
-        elif kind not in PICTURES:
+        elif kind not in PICTURES or SHOWN not in was:
             for texts in zip(was[kind], now[kind], strict=True):
                 found += _text_differences(*texts, allowed)
     return found
@@ -94,7 +96,7 @@ def _parts(outputs: list[NotebookNode]) -> dict[str, list[str]]:
             parts.setdefault("error", []).append(f"{output.ename}: {output.evalue}")
         else:
             for kind, value in output.data.items():
-                parts.setdefault(kind, []).append(value if isinstance(value, str) else json.dumps(value))
+                parts.setdefault(kind, []).append(value if isinstance(value, str) else json.dumps(value, sort_keys=True))
     return parts
 
 
@@ -112,7 +114,7 @@ def _text_differences(was: str, now: str, allowed: dict[str, Tolerance]) -> list
         for before, one, other in zip(pieces_was[::2], pieces_was[1::2], pieces_now[1::2], strict=False):
             if one == other:
                 continue
-            tolerance = allowed.get(governing(before, one, allowed))
+            tolerance = allowed.get(governing(before, f"{one} {other}", allowed))
             if tolerance is None or not tolerance.allows(_value(one), _value(other)):
                 limit = f"more than {tolerance} away" if tolerance else "no tolerance is stated"
                 found.append(f"{other} for {one} ({limit}) in {_short(line_was)}")

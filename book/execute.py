@@ -27,7 +27,7 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 
-from compare import differences
+from compare import differences, tolerances
 
 BOOK = Path(__file__).resolve().parent
 STAMPS = BOOK / "_build" / ".executed"
@@ -41,8 +41,9 @@ than what the text speaks of, and may differ from it; the full run is on the sit
 PATIENCE_S = 30.0
 WATCH = """
 import sys as _sys
+from os.path import abspath as _path
 _read = set()
-_sys.addaudithook(lambda event, found: event == "open" and _read.add(str(found[0])) and None)
+_sys.addaudithook(lambda event, found: event == "open" and _read.add(_path(str(found[0]))) and None)
 """
 TELL = """
 print(*sorted(name.rpartition("/")[2][:-5] for name in _read if "book/results/" in name and name.endswith(".json")))
@@ -76,8 +77,14 @@ def execute(notebook: nbformat.NotebookNode, name: str) -> list[str]:
     """Run all cells, however long they take; the recorded results that they read.
 
     Raises:
-        ChapterError: if a cell fails; the notebook up to there is in ``book/_build/failed``.
+        ChapterError: if a cell fails, or cannot be compared; the notebook up to there is in ``book/_build/failed``.
     """
+    cells = code_cells(notebook)
+    for cell in cells:
+        try:
+            tolerances(cell.source)
+        except ValueError as error:
+            raise failure(notebook, name, cells.index(cell), error) from None
     client = NotebookClient(
         notebook,
         timeout=None,
@@ -90,24 +97,38 @@ def execute(notebook: nbformat.NotebookNode, name: str) -> list[str]:
         resources={"metadata": {"path": str(BOOK)}},
     )
     watch, tell = (nbformat.v4.new_code_cell(code) for code in (WATCH, TELL))
-    notebook.cells = [watch, *notebook.cells, tell]
-    with client.setup_kernel():
-        for i, cell in enumerate(notebook.cells):
-            try:
+    everything, ran = notebook.cells, 0
+    notebook.cells = [watch, *everything, tell]
+    try:
+        with client.setup_kernel():
+            for i, cell in enumerate(notebook.cells):
                 client.execute_cell(cell, i, store_history=cell not in (watch, tell))
-            except Exception as error:
-                notebook.cells = notebook.cells[1:-1]
-                FAILED.mkdir(parents=True, exist_ok=True)
-                nbformat.write(notebook, FAILED / f"{name}.ipynb")
-                n = sum(one.cell_type == "code" for one in notebook.cells[:i])
-                why = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
-                path = (FAILED / f"{name}.ipynb").relative_to(BOOK.parent)
-                raise ChapterError(
-                    f"FAILED in code cell {n}: {why.splitlines()[0][:300]}\n"
-                    f"    as far as it came: {path}; this chapter alone: python book/execute.py book/{name}.py"
-                ) from error
-    notebook.cells = notebook.cells[1:-1]
+                ran += cell in cells
+                # A figure that cannot be shown, for one, is an error of a cell that ran.
+                if wrong := [one for one in cell.get("outputs", ()) if one.output_type == "error"]:
+                    ran -= cell in cells
+                    raise RuntimeError(f"{wrong[0].ename}: {wrong[0].evalue}")
+    except Exception as error:
+        notebook.cells = everything
+        raise failure(notebook, name, ran, error) from error
+    notebook.cells = everything
     return tell.outputs[0].text.split() if tell.outputs else []
+
+
+def failure(notebook: nbformat.NotebookNode, name: str, ran: int, error: Exception) -> ChapterError:
+    """What to say of a chapter of which ``ran`` code cells ran; the notebook so far is put aside."""
+    why = f"{getattr(error, 'ename', type(error).__name__)}: {getattr(error, 'evalue', error)}"
+    write(notebook, FAILED / f"{name}.ipynb")
+    path = (FAILED / f"{name}.ipynb").relative_to(BOOK.parent)
+    return ChapterError(f"FAILED in code cell {ran + 1}: {why.splitlines()[0][:300]}\n    as far as it came: {path}")
+
+
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    nbformat.write(notebook, partial)
+    os.replace(partial, path)
 
 
 @cache
@@ -127,11 +148,10 @@ def about(seconds: float, before: int | None) -> int:
 
 def record_run_time(name: str, seconds: float) -> None:
     """Write down what a chapter takes, and where: chapters, introduction and status page say these numbers."""
-    times = json.loads(RUN_TIMES.read_text()) if RUN_TIMES.exists() else {"seconds": {}}
-    times["device"] = f"{platform.machine()} CPU, {os.cpu_count()} cores"
-    times["seconds"][name] = about(seconds, times["seconds"].get(name))
-    times["seconds"] = dict(sorted(times["seconds"].items()))
-    RUN_TIMES.write_text(json.dumps(times, indent=1) + "\n")
+    times = json.loads(RUN_TIMES.read_text()) if RUN_TIMES.exists() else {}
+    before = times.get(name, {}).get("seconds")
+    times[name] = {"seconds": about(seconds, before), "device": f"{platform.machine()} CPU, {os.cpu_count()} cores"}
+    RUN_TIMES.write_text(json.dumps(dict(sorted(times.items())), indent=1) + "\n")
 
 
 def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
@@ -140,28 +160,46 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 
 def keep_what_says_the_same(cells: list[nbformat.NotebookNode], before: list[nbformat.NotebookNode]) -> str:
     """Put stored outputs back where those of now do not differ; how many do, in words."""
-    stored = {cell.source: cell.outputs for cell in before if cell.execution_count}
+    stored: dict[str, list[nbformat.NotebookNode]] = {}  # of cells with one source, in their order
+    for cell in before:
+        stored.setdefault(cell.source, []).append(cell)
+    changed = 0
     for cell in cells:
-        if cell.source in stored and not differences(cell.source, stored[cell.source], cell.outputs):
-            cell.outputs = stored[cell.source]
-    changed = sum(cell.outputs is not stored.get(cell.source) for cell in cells)
+        old = stored[cell.source].pop(0) if stored.get(cell.source) else None
+        if old and old.execution_count and not differences(cell.source, old.outputs, cell.outputs):
+            cell.outputs = old.outputs
+        else:
+            changed += 1
     return f", {changed} of {len(cells)} cells stored anew" if changed else ""
+
+
+def digest(key: str, cells: list[nbformat.NotebookNode]) -> str:
+    """Of what a chapter is made from and of what is stored of it: what ran, and was not touched since, is current."""
+    outputs = json.dumps([[cell.execution_count, cell.outputs] for cell in cells])
+    return hashlib.sha256((key + outputs).encode()).hexdigest()
 
 
 def run(script: Path, inputs: bytes, fresh: bool = False) -> str:
     """Run one chapter if it has to be, write its notebook, and say what was done.
 
     Raises:
-        ChapterError: as :func:`execute`; the notebook is then as it was.
+        ChapterError: as :func:`execute`, or if the stored notebook cannot be read; it is then as it was.
     """
     notebook, new = script.with_suffix(".ipynb"), jupytext.read(script)
-    cells = code_cells(new)
+    cells, stored = code_cells(new), nbformat.v4.new_notebook()
+    if notebook.exists() and not fresh:
+        try:
+            stored = nbformat.read(notebook, as_version=4)
+        except Exception as error:
+            raise ChapterError(
+                f"FAILED: {notebook.name} cannot be read ({type(error).__name__}); git checkout brings it back, or "
+                "--fresh writes another"
+            ) from error
     key = hashlib.sha256(inputs + "\0".join(cell.source for cell in cells).encode()).hexdigest()
     stamp = STAMPS / script.stem
-    stored = nbformat.read(notebook, as_version=4) if notebook.exists() else nbformat.v4.new_notebook()
     before = code_cells(stored)
     same_code = [cell.source for cell in before] == [cell.source for cell in cells]
-    if same_code and not fresh and stamp.exists() and stamp.read_text() == key:
+    if same_code and not fresh and stamp.exists() and stamp.read_text() == digest(key, before):
         said = "unchanged"
         new.metadata["cua"] = stored.metadata.get("cua", {})
         for cell, old in zip(cells, before, strict=True):
@@ -180,9 +218,9 @@ def run(script: Path, inputs: bytes, fresh: bool = False) -> str:
     for i, cell in enumerate(new.cells):
         cell.id = f"cell-{i:02}"
     new.metadata.pop("language_info", None)
-    nbformat.write(new, notebook)
+    write(new, notebook)
     STAMPS.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(key)
+    stamp.write_text(digest(key, code_cells(nbformat.read(notebook, as_version=4))))
     return said
 
 
@@ -202,8 +240,7 @@ def run_short(script: Path) -> str:
     started = time.perf_counter()
     execute(notebook, script.stem)
     took_s = time.perf_counter() - started
-    WORKSHOP.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, WORKSHOP / f"{script.stem}.ipynb")
+    write(notebook, WORKSHOP / f"{script.stem}.ipynb")
     slow = (
         "" if took_s <= PATIENCE_S else f", more than {PATIENCE_S:.0f}: a slow machine"
     )
@@ -217,20 +254,21 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--fresh", action="store_true", help="store all outputs, and how long each chapter took")
     parser.add_argument("--workshop", action="store_true", help="run short versions, in book/_build/workshop")
     asked = parser.parse_args(arguments)
+    if missing := [str(script) for script in asked.chapters if not script.is_file()]:
+        parser.error(f"no such chapter: {', '.join(missing)}")
     inputs, failed = inputs_digest(), []
     for script in asked.chapters:
         print(f"{script} ... ", end="", flush=True)
         try:
             said = run_short(script.resolve()) if asked.workshop else run(script.resolve(), inputs, asked.fresh)
         except ChapterError as error:
-            failed.append(script.stem)
+            failed.append(script)
             said = str(error)
         print(said, flush=True)
     if failed:
-        print(
-            f"{len(failed)} of {len(asked.chapters)} chapters failed: {', '.join(failed)}; the same command goes on with them",
-            file=sys.stderr,
-        )
+        how = [option for option in ("--fresh", "--workshop") if vars(asked)[option.strip("-")]]
+        again = " ".join(["python book/execute.py", *how, *map(str, failed)])
+        print(f"{len(failed)} of {len(asked.chapters)} chapters failed; to go on: {again}", file=sys.stderr)
     return int(bool(failed))
 
 

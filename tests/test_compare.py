@@ -62,6 +62,13 @@ SAYS = "# On another processor: perplexity ±0.02, squared error ×1.5, ±0.1.\n
         ("1,234.5", "1,234.6", True),
         ("[1.9, 2.1]", "[1.9, 2.2]", True),
         ("from 1.5-2.5", "from 1.5-2.6", True),
+        ("x 9.97", "x 10", True),
+        ("x 10", "x 9.97", True),
+        ("x 10", "x 9", False),
+        ("squared error 5.94", "squared error 3.96", True),
+        ("squared error 3.96", "squared error 5.95", False),
+        ("squared error 1e300", "squared error 1e-300", False),
+        ("squared error 0", "squared error 1e-300", False),
     ],
 )
 def test_numbers_are_compared_as_numbers_within_what_the_cell_states(compare, was, now, same):
@@ -84,7 +91,8 @@ def test_a_difference_says_what_came_for_what_and_how_far_it_may_go(compare):
 
 
 @pytest.mark.parametrize(
-    "line", ["perplexity", "perplexity 0.02", "±0", "perplexity ±0.02; ±1", "×1", "×0.9", "perplexity ± 0.1"]
+    "line",
+    ["perplexity", "perplexity 0.02", "±0", "perplexity ±0.02; ±1", "×1", "×0.9", "perplexity ± 0.1", "figure ×1.1"],
 )
 def test_a_tolerance_that_cannot_be_read_is_an_error(compare, line):
     with pytest.raises(ValueError, match="for example"):
@@ -98,6 +106,18 @@ def test_tables_and_html(compare):
             found = compare.differences(SAYS, displayed(**{kind: table}), displayed(**{kind: now}))
             assert (found == []) == same
     assert compare.differences(SAYS, displayed(text_html=table), displayed(text_html=table.replace("td", "th")))
+
+
+def test_a_picture_that_comes_without_what_it_shows_has_to_be_the_same():
+    from compare import differences
+
+    assert differences("", displayed(image_png="a"), displayed(image_png="a")) == []
+    assert differences("", displayed(image_png="a"), displayed(image_png="b"))
+
+
+def test_the_order_of_keys_in_json_does_not_matter(compare):
+    one, other = (displayed(**{"application/json": value}) for value in ({"a": 1, "b": 2}, {"b": 2, "a": 1}))
+    assert compare.differences("", one, other) == []
 
 
 def test_an_output_more_or_less_is_a_difference(compare):

@@ -15,7 +15,7 @@ import json
 steps, shots = 60, 100  # workshop: 6, 10
 total = sum(range(steps))
 print(total * shots)
-print(json.load(open("FOLDER/book/results/found.json")))
+print(json.load(open("results/found.json")))
 """
 
 
@@ -106,10 +106,11 @@ def test_fresh_stores_everything_and_how_long_it_took(runner, tmp_path):
     assert runner.run(chapter, b"", fresh=True).startswith("ran in")
     assert b"24.97" in chapter.with_suffix(".ipynb").read_bytes()
     recorded = json.loads(runner.RUN_TIMES.read_text())
-    assert recorded["seconds"] == {"02_device": 5}
-    assert recorded["device"].endswith("cores")
+    assert recorded["02_device"]["seconds"] == 5
+    assert recorded["02_device"]["device"].endswith("cores")
     runner.record_run_time("01_short", 62.0)
-    assert json.loads(runner.RUN_TIMES.read_text())["seconds"] == {"01_short": 60, "02_device": 5}
+    now = json.loads(runner.RUN_TIMES.read_text())
+    assert now == {"01_short": {"seconds": 60, "device": recorded["02_device"]["device"]}} | recorded
 
 
 def test_a_run_about_as_long_has_the_run_time_it_had(runner):
@@ -127,16 +128,91 @@ def test_a_failure_names_chapter_cell_and_the_way_to_go_on_and_the_others_still_
     assert runner.main([str(chapter), str(other)]) == 1
     said = capsys.readouterr()
     assert "01_short.py ... FAILED in code cell 3: ModuleNotFoundError: No module named 'nosuch'" in said.out
-    assert "python book/execute.py book/01_short.py" in said.out
+    assert f"to go on: python book/execute.py {chapter}\n" in said.err
     assert "Traceback" not in said.out + said.err
     assert len(said.out.splitlines()) == 3
     assert "03_other.py ... ran in" in said.out
-    assert "1 of 2 chapters failed: 01_short" in said.err
+    assert "1 of 2 chapters failed" in said.err
     assert chapter.with_suffix(".ipynb").read_bytes() == before
     so_far = nbformat.read(runner.FAILED / "01_short.ipynb", as_version=4)
     assert so_far.cells[2].outputs[0].text == "so far\n"
     assert so_far.cells[3].outputs[0].ename == "ModuleNotFoundError"
     assert runner.main([str(other)]) == 0
+
+
+REPEATED = """# %%
+numbers = iter([1.00, 1.05])
+
+# %%
+print(next(numbers))
+# On another processor: ±0.1.
+
+# %%
+print(next(numbers))
+# On another processor: ±0.1.
+"""
+
+
+def test_cells_with_one_source_keep_their_own_outputs(runner):
+    chapter = runner.BOOK / "04_repeated.py"
+    chapter.write_text(REPEATED)
+    runner.run(chapter, b"")
+    assert "anew" not in runner.run(chapter, b"other inputs")
+    stored = nbformat.read(chapter.with_suffix(".ipynb"), as_version=4)
+    assert [cell.outputs[0].text for cell in stored.cells[1:]] == ["1.0\n", "1.05\n"]
+
+
+def test_outputs_that_somebody_changed_are_computed_again(runner):
+    chapter, notebook = runner.BOOK / "01_short.py", runner.BOOK / "01_short.ipynb"
+    runner.run(chapter, b"")
+    for change in ({"outputs": [], "execution_count": None}, {"outputs": []}, {"execution_count": None}):
+        stored = nbformat.read(notebook, as_version=4)
+        stored.cells[1].update(change)
+        nbformat.write(stored, notebook)
+        assert "1 of 1 cells stored anew" in runner.run(chapter, b"")
+        assert output(notebook) == "177000\n7\n"
+        assert runner.run(chapter, b"") == "unchanged"
+
+
+def test_a_notebook_that_cannot_be_read_is_a_failure_that_fresh_mends(runner):
+    chapter, notebook = runner.BOOK / "01_short.py", runner.BOOK / "01_short.ipynb"
+    notebook.write_text('{"cells": [')
+    with pytest.raises(runner.ChapterError, match=r"cannot be read.*git checkout"):
+        runner.run(chapter, b"")
+    assert runner.run(chapter, b"", fresh=True).startswith("ran in")
+    assert output(notebook) == "177000\n7\n"
+
+
+def test_a_tolerance_that_cannot_be_read_fails_before_anything_runs(runner, monkeypatch):
+    chapter = runner.BOOK / "01_short.py"
+    chapter.write_text(chapter.read_text() + "\n\n# %%\nprint(1.5)\n# On another processor: perplexity 0.02\n")
+    monkeypatch.setattr(runner, "NotebookClient", None)
+    with pytest.raises(runner.ChapterError, match=r"code cell 2: ValueError: .perplexity 0\.02."):
+        runner.run(chapter, b"")
+
+
+def test_a_figure_that_cannot_be_shown_is_a_failure(runner):
+    chapter = runner.BOOK / "01_short.py"
+    bad = "class Bad:\n    def _repr_html_(self):\n        raise KeyError('x')\n\n\ndisplay(Bad())"
+    chapter.write_text(f"# %%\nprint(1)\n\n# %%\n{bad}\n")
+    with pytest.raises(runner.ChapterError, match="code cell 2: RuntimeError: KeyError"):
+        runner.run(chapter, b"")
+
+
+def test_a_kernel_that_does_not_start_is_a_failure(runner, monkeypatch):
+    def refused(self):
+        raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(runner.NotebookClient, "setup_kernel", refused)
+    with pytest.raises(runner.ChapterError, match="no kernel"):
+        runner.run(runner.BOOK / "01_short.py", b"")
+
+
+def test_a_chapter_that_is_not_there_is_said_before_anything_runs(runner, capsys):
+    with pytest.raises(SystemExit):
+        runner.main([str(runner.BOOK / "01_short.py"), "book/99_none.py"])
+    assert "no such chapter: book/99_none.py" in capsys.readouterr().err
+    assert not (runner.BOOK / "01_short.ipynb").exists()
 
 
 def test_a_kernel_that_dies_is_a_failure_of_its_cell(runner):

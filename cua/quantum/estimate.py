@@ -43,20 +43,24 @@ def sample(probabilities: NDArray[np.float64], shots: int, rng: np.random.Genera
     then nearly all later counts are others: ``findings/numpy_multinomial_other_shots.sh``.)
 
     Raises:
-        ValueError: for less than one shot.
+        ValueError: for less than one shot or half a one; for probabilities that are not finite, or all zero.
     """
     if shots < 1:
         raise ValueError(f"shots={shots}: at least one")
+    if shots != int(shots) or shots > MANY:
+        raise ValueError(f"shots={shots}: a whole number, at most {MANY:.0e}")
     p = np.clip(np.asarray(probabilities, dtype=np.float64), 0.0, None)
-    edges = np.moveaxis(np.cumsum(p / _total(p), axis=-1)[..., :-1], -1, 0)  # (b - 1, ...)
+    if not (np.isfinite(total := _total(p)) & (total > 0)).all():
+        raise ValueError("probabilities: each finite, and in every row one above zero")
+    edges = np.moveaxis(np.cumsum(p / total, axis=-1)[..., :-1], -1, 0)  # (b - 1, ...)
     below, low, high = np.zeros(edges.shape, dtype=np.int64), np.zeros(edges.shape), np.ones(edges.shape)
     alike = np.ones((max(len(edges) - 1, 0), *edges.shape[1:]), dtype=bool)  # has seen what the edge before it has
-    n = shots
+    n = int(shots)
     while n > 0:
         half = 1 if n % 2 == 0 else (n + 1) // 2  # of an even number one is counted alone
         place = rng.random(edges.shape) if half == 1 else rng.beta(half, half, edges.shape)
         for edge, same in enumerate(alike, start=1):
-            np.copyto(place[edge], place[edge - 1], where=same)
+            np.copyto(place[edge, ...], place[edge - 1, ...], where=same)
         place = low + (high - low) * place
         under = place < edges
         below += half * under

@@ -121,6 +121,29 @@ def test_at_least_one_shot(rng, shots):
         sample(np.full(4, 0.25), shots, rng)
 
 
+@pytest.mark.parametrize("shots", [2.5, 1e19])
+def test_a_whole_number_of_shots(rng, shots):
+    with pytest.raises(ValueError, match="a whole number"):
+        sample(np.full(4, 0.25), shots, rng)
+
+
+@pytest.mark.parametrize(
+    "p", [[0.0, 0, 0], [np.nan, 0.5, 0.5], [0.5, 0.5, np.nan], [np.inf, 1.0], [[0.5, 0.5], [0, 0]], []]
+)
+def test_what_is_no_probability_is_refused(rng, p):
+    with pytest.raises(ValueError, match="each finite, and in every row one above zero"):
+        sample(np.array(p), 100, rng)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 16])
+@pytest.mark.parametrize("shots", [1, np.uint8(255), np.int32(2**31 - 1), 100.0])
+def test_one_slice_is_sampled_like_a_row_of_many(n, shots):
+    p = np.arange(1.0, n + 1) / np.arange(1.0, n + 1).sum()
+    one, row = (sample(q, shots, np.random.default_rng(0)) for q in (p, p[None]))
+    np.testing.assert_array_equal(one, row[0])
+    assert one.sum() == int(shots)
+
+
 @pytest.mark.parametrize("shots", [1, 2, 3, 6, 12])
 def test_shots_are_distributed_as_a_multinomial(rng, shots):
     """All outcomes of few shots, by their probabilities; among them an impossible one."""
