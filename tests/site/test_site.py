@@ -53,7 +53,7 @@ def test_a_page_can_be_read_by_everyone(browser, page, scheme, size):
         tab, fetched = context.new_page(), []
         tab.on("request", lambda request: fetched.append(request.url))
         tab.goto((SITE / page).as_uri(), timeout=120_000)
-        tab.wait_for_load_state("networkidle")
+        tab.evaluate("window.MathJax?.startup?.promise")  # formulas are set; 'networkidle' does not always come
         assert tab.evaluate("document.documentElement.dataset.theme") == scheme
         assert tab.evaluate("document.documentElement.scrollWidth") <= size["width"]
         assert [url for url in fetched if not url.startswith(("file:", "data:", "blob:"))] == []
