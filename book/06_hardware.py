@@ -289,7 +289,7 @@ for line in read_events(folder / "perplexity"):
 # The two jobs were read, not sent again; the result is that of a run without interruption, bit for bit (a test checks it). A simulator has no
 # service: a job that was under way died with its process, and the third was sent anew under the tag that it had been announced with, so there is no second `submit`. With a
 # service the runner looks for that tag first. Tests with a stand-in for the service kill the process at 300 random moments, and take away the network, the
-# disk and the service's answers; no job is sent twice, and no count is lost. (What of the perplexity differs from the exact one is
+# disk and the service's answers; no job is sent twice, and no count is lost. (The difference from the exact perplexity is
 # chance, on 63 tokens.)
 #
 # ## It writes
