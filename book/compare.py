@@ -1,20 +1,20 @@
 """Do two runs of a cell say the same?  ``make book`` and nbval both ask :func:`differences`.
 
-Text has to be equal, but for its alignment, and so has every number; another processor rounds otherwise, though, and what
-is computed may then differ.  A cell whose numbers do says by how much, in a comment that readers see as well::
+Text has to be equal, and so has every number; another processor rounds otherwise, though, and what is computed may then
+differ.  A cell whose numbers do says by how much, in a comment that readers see as well::
 
     # On another processor: perplexity ±0.02, squared error ×1.1, figure ±0.01.
 
 ``perplexity ±0.02`` is for the number that follows that word; ``×1.1`` allows a factor, up or down; ``±0.1`` or ``×1.1``
 without a word is for every number with decimals that has none of its own.  A figure is compared by what it shows
-(``cua.plotting.shown``), in shares of the width and height of its axes, to two thousandths unless ``figure`` says more.
+(``cua.plotting.shown``), in shares of its width and height, to two thousandths unless ``figure`` says more.
 """
 
+import itertools
 import json
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from nbformat import NotebookNode
@@ -27,6 +27,7 @@ NUMBER = re.compile(r"((?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?
 PICTURES = ("image/png", "image/jpeg")  # a machine's fonts and rounding: what is shown is compared instead
 FIGURE = 0.002
 COLOUR = 0.02
+SHAPE = 0.05  # pixels
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def differences(source: str, was: list[NotebookNode], now: list[NotebookNode]) -
     Raises:
         ValueError: as :func:`tolerances`.
     """
-    allowed, was, now = tolerances(source), _parts(was), _parts(now)
+    allowed, order_was, order_now = tolerances(source), _order(was), _order(now)
+    was, now = _parts(was), _parts(now)
     found = [f"{kind} is stored, and did not come now" for kind in was if kind not in now]
     found += [f"{kind} came, and none is stored: {_short(now[kind][0])}" for kind in now if kind not in was]
     for kind in was.keys() & now.keys():
@@ -83,7 +85,15 @@ def differences(source: str, was: list[NotebookNode], now: list[NotebookNode]) -
         elif kind not in PICTURES or SHOWN not in was:
             for texts in zip(was[kind], now[kind], strict=True):
                 found += _text_differences(*texts, allowed)
+    if not found and order_was != order_now:
+        found.append(f"{', '.join(order_now)} came in this order; {', '.join(order_was)} are stored")
     return found
+
+
+def _order(outputs: list[NotebookNode]) -> list[str]:
+    """What came after what.  Warnings (stderr) come when they come."""
+    seen = (output.output_type for output in outputs if output.get("name") != "stderr")
+    return [kind for kind, _ in itertools.groupby("print" if type == "stream" else "display" for type in seen)]
 
 
 def _parts(outputs: list[NotebookNode]) -> dict[str, list[str]]:
@@ -101,10 +111,12 @@ def _parts(outputs: list[NotebookNode]) -> dict[str, list[str]]:
 
 
 def _text_differences(was: str, now: str, allowed: dict[str, Tolerance]) -> list[str]:
-    """Line by line; how numbers are aligned does not matter."""
-    lines = [[" ".join(line.split()) for line in text.strip().splitlines()] for text in (was, now)]
+    """Line by line.  How numbers are aligned matters only where all are as long as they were."""
+    lines = [[line.rstrip() for line in text.rstrip().splitlines()] for text in (was, now)]
     if len(lines[0]) != len(lines[1]):
         return [f"{len(lines[1])} lines, not {len(lines[0])}: {_short(now)} for {_short(was)}"]
+    if len(set(map(_widths, (was, now)))) > 1:
+        lines = [[" ".join(line.split()) for line in text] for text in lines]
     found = []
     for line_was, line_now in zip(*lines, strict=True):
         pieces_was, pieces_now = NUMBER.split(line_was), NUMBER.split(line_now)
@@ -119,6 +131,10 @@ def _text_differences(was: str, now: str, allowed: dict[str, Tolerance]) -> list
                 limit = f"more than {tolerance} away" if tolerance else "no tolerance is stated"
                 found.append(f"{other} for {one} ({limit}) in {_short(line_was)}")
     return found
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    return tuple(len(number) for number in NUMBER.findall(text))
 
 
 def governing(before: str, number: str, allowed: dict[str, Tolerance]) -> str | None:
@@ -138,32 +154,25 @@ def _short(text: str) -> str:
 
 
 def _figure_differences(was: list[dict], now: list[dict], allowed: dict[str, Tolerance]) -> list[str]:
-    if len(was) != len(now):
-        return [f"the figure has {len(now)} axes, not {len(was)}"]
+    if kinds := _text_differences(*("\n".join(mark["kind"] for mark in marks) for marks in (was, now)), allowed):
+        return [f"figure: other marks are drawn: {kinds[0]}"]
     found, limit = [], allowed["figure"].size if "figure" in allowed else FIGURE
-    for i, (one, other) in enumerate(zip(was, now, strict=True), start=1):
-        where = f"figure, axes {i}"
-        found += [f"{where}: {text}" for text in _text_differences(*map(_lines, (one, other)), allowed)]
-        spans = np.repeat(np.abs(np.diff(np.reshape(one["limits"], (2, 2))).ravel()), 2)
-        if (np.abs(np.subtract(one["limits"], other["limits"])) > limit * spans).any():
-            found.append(f"{where}: limits {other['limits']} for {one['limits']}")
-        for k, (mark, mark_now) in enumerate(zip(one["marks"], other["marks"], strict=False), start=1):
-            for what, size, bounds in (("at", limit, (-0.1, 1.1)), ("colours", COLOUR, (0.0, 1.0))):
-                moved = _distance(mark.get(what), mark_now.get(what), bounds)
-                if not moved <= size:
-                    found.append(f"{where}, mark {k} ({mark['kind']}): {what} moved by {moved:.3g}, more than {size:g}")
+    for k, (one, other) in enumerate(zip(was, now, strict=True), start=1):
+        where = f"figure, mark {k} ({one['kind']})"
+        if one["look"] != other["look"]:
+            found.append(f"{where}: {other['look']} for {one['look']}")
+        words = (mark.get("words", "").replace("\n", " ") for mark in (one, other))
+        found += [f"{where}: {text}" for text in _text_differences(*words, allowed)]
+        for what, size in (("at", limit), ("colours", max(COLOUR, limit)), ("shape", SHAPE), ("pixels", max(COLOUR, limit))):
+            moved = _distance(one.get(what), other.get(what))
+            if not moved <= size:
+                found.append(f"{where}: {what} moved by {moved:.3g}, more than {size:g}")
     return found
 
 
-def _lines(axes: dict[str, Any]) -> str:
-    """The words on one of a figure's axes, and which marks it has: each a line."""
-    marks = [f"{mark['kind']}: {mark.get('words', '')}" for mark in axes["marks"]]
-    return "\n".join(text.replace("\n", " ") for text in [*axes["texts"], *marks])
-
-
-def _distance(was: list | None, now: list | None, bounds: tuple[float, float]) -> float:
-    """The farthest that a value moved, within bounds: beyond them nothing is seen; infinity where they are not alike."""
-    one, other = (np.array([] if values is None else values, dtype=float).clip(*bounds) for values in (was, now))
+def _distance(was: list | None, now: list | None) -> float:
+    """The farthest that a value moved; infinity where they are not alike."""
+    one, other = (np.array([] if values is None else values, dtype=float) for values in (was, now))
     if one.shape != other.shape or (np.isnan(one) != np.isnan(other)).any():
         return math.inf
     return float(np.nan_to_num(np.abs(one - other)).max(initial=0.0))

@@ -12,18 +12,16 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.collections import Collection, PathCollection
+from matplotlib.backend_bases import GraphicsContextBase, RendererBase
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure, FigureBase
-from matplotlib.image import AxesImage
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.spines import Spine
-from matplotlib.text import Annotation, Text
+from matplotlib.path import Path
+from matplotlib.transforms import Bbox
 
-SHOWN = "application/vnd.cua.shown"  # the type under which a notebook stores what a figure shows, a line a mark
-
+SHOWN = "application/vnd.cua.shown"  # the type under which a notebook stores what a figure shows
+MARGIN = 20  # pixels: what lies farther out of its axes is not recorded
+PARTS = 24  # of an image, along each side
 COLOURS = {
     "base": "#555555",
     "exact": "#0072B2",
@@ -67,89 +65,81 @@ def use_style() -> None:
 
 
 def shown(figure: Figure) -> list[dict[str, Any]]:
-    """What a figure shows, one entry for each of its axes, for comparison and as data.
+    """What a figure shows, in the order in which it is drawn, for comparison and as data.
 
-    ``texts``: title, axis labels, named ticks, legend; with the first axes, the figure's own. ``limits``: x and y, as
-    the axis is scaled (powers of ten on a logarithmic one). ``marks``: of each line, bar, area, image and text inside,
-    its kind, its colours (RGBA, 0 to 1), a text's words, and where it is, in shares of the axes' width and height; of
-    an image, its values as shares of the colour scale. None stands for what is not drawn.
+    One entry for each line, area, row of markers, text and image, ticks, legends and frames included: its ``kind``;
+    ``at``, its points in shares of the figure's width and height from the lower left, as far as they are seen;
+    ``colours`` of edge and face (RGBA, 0 to 1); ``look``: line width, dashes, hatching, or a text's size and style; a
+    text's ``words``; of markers their ``shape`` in pixels; of an image ``pixels``, means over at most 24 x 24 parts.
     """
-    figure.draw_without_rendering()  # limits and the places of annotations are settled only then
-    return [
-        {
-            "texts": _texts(axes) + (_figure_texts(figure) if axes is figure.axes[0] else []),
-            "limits": [*_scaled(axes.xaxis, axes.get_xlim()), *_scaled(axes.yaxis, axes.get_ylim())],
-            "marks": [mark for artist in axes.get_children() if (mark := _mark(axes, artist))],
-        }
-        for axes in figure.axes
-    ]
+    recorder = _Recorder(figure)
+    figure.draw(recorder)
+    return recorder.marks
 
 
 def shown_lines(figure: Figure) -> str:
-    """:func:`shown` as JSON, a line for each mark, so that a change of one is a change of one line in a notebook."""
-    axes = [
-        f'{{"texts": {json.dumps(one["texts"])}, "limits": {json.dumps(one["limits"])}, "marks": [\n'
-        + ",\n".join(map(json.dumps, one["marks"]))
-        + "]}"
-        for one in shown(figure)
-    ]
-    return "[" + ",\n".join(axes) + "]"
+    """:func:`shown` as JSON, a line for each mark."""
+    return "[" + ",\n".join(map(json.dumps, shown(figure))) + "]"
 
 
-def _texts(axes: Axes) -> list[str]:
-    texts = [axes.get_title(loc) for loc in ("left", "center", "right")] + [axes.get_xlabel(), axes.get_ylabel()]
-    for axis in (axes.xaxis, axes.yaxis):
-        if not isinstance(axis.get_major_formatter(), mpl.ticker.ScalarFormatter | mpl.ticker.LogFormatter):
-            texts += [label.get_text() for label in axis.get_ticklabels()]
-    if legend := axes.get_legend():
-        texts += [text.get_text() for text in (legend.get_title(), *legend.get_texts())]
-    return [text for text in texts if text]
+class _Recorder(RendererBase):
+    """Draws nothing: writes down what it is told to draw."""
+
+    def __init__(self, figure: Figure) -> None:
+        super().__init__()
+        self.size = figure.canvas.get_width_height()
+        agg = RendererAgg(*self.size, figure.dpi)  # knows how large texts are
+        self.get_text_width_height_descent = agg.get_text_width_height_descent
+        self.points_to_pixels = agg.points_to_pixels
+        self.marks: list[dict[str, Any]] = []
+
+    def get_canvas_width_height(self) -> tuple[int, int]:
+        return self.size
+
+    def draw_path(self, gc, path, transform, rgbFace=None) -> None:
+        if rgbFace is None:
+            drawn = path.cleaned(transform, clip=_seen(gc, self.size).extents, curves=True, simplify=False)
+            self._add("line", gc, drawn.vertices[drawn.codes != Path.STOP])
+            return
+        path = transform.transform_path(path)
+        if path.codes is None or not np.isin(path.codes, (Path.CURVE3, Path.CURVE4)).any():
+            path = path.clip_to_bbox(_seen(gc, self.size))
+        self._add("area", gc, path.vertices, rgbFace)
+
+    def draw_markers(self, gc, marker_path, marker_trans, path, trans, rgbFace=None) -> None:
+        shape = _rounded(marker_trans.transform_path(marker_path).vertices)
+        self._add("markers", gc, trans.transform_path(path).vertices, rgbFace, shape=shape)
+
+    def draw_image(self, gc, x, y, im, transform=None) -> None:
+        rows, columns = (np.array_split(np.arange(n), min(n, PARTS)) for n in im.shape[:2])
+        pixels = np.array([[im[np.ix_(i, j)].mean((0, 1)) / 255 for j in columns] for i in rows])
+        self._add("image", gc, [(x, y), (x + im.shape[1], y + im.shape[0])], pixels=_rounded(pixels))
+
+    def draw_text(self, gc, x, y, s, prop, angle, ismath=False, mtext=None) -> None:
+        look = f"{prop.get_size_in_points():g} pt, {prop.get_style()}, weight {prop.get_weight()}, {angle:g} degrees"
+        self._add("text", gc, [(x, self.size[1] - y)], words=s, look=look)
+
+    def _add(self, kind, gc, points, face=None, **more) -> None:
+        edge = gc.get_rgb() if gc.get_linewidth() > 0 else "none"
+        alpha = gc.get_alpha() if gc.get_forced_alpha() or (face is not None and len(face) == 3) else None
+        colours = [mpl.colors.to_rgba(edge), mpl.colors.to_rgba("none" if face is None else face, alpha)]
+        dashes = [round(float(dash), 2) for dash in gc.get_dashes()[1] or ()]
+        look = f"{gc.get_linewidth():.3g} px, dashes {dashes}, hatch {gc.get_hatch()}"
+        at = np.ma.filled(np.ma.asarray(points, dtype=float), np.nan).reshape(-1, 2)
+        seen = _seen(gc, self.size)
+        mark = {"kind": kind, "look": look, "at": _rounded(at.clip(seen.min, seen.max) / self.size)}
+        self.marks.append(mark | ({} if kind == "image" else {"colours": _rounded(np.array(colours))}) | more)
 
 
-def _figure_texts(figure: Figure) -> list[str]:
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()] + [
-        text.get_text() for text in figure.texts
-    ]
-
-
-def _scaled(axis: mpl.axis.Axis, limits: tuple[float, float]) -> list[float]:
-    return [float(f"{limit:.6g}") for limit in axis.get_transform().transform(np.asarray(limits, dtype=float))]
-
-
-def _mark(axes: Axes, artist: Artist) -> dict[str, Any] | None:
-    if not artist.get_visible() or artist is axes.patch or isinstance(artist, Spine):
-        return None
-    colours, words = [], {}
-    if isinstance(artist, Line2D):
-        points, colours = artist.get_transform().transform(artist.get_xydata()), [artist.get_color()]
-    elif isinstance(artist, PathCollection):
-        points, colours = artist.get_offset_transform().transform(artist.get_offsets()), artist.get_facecolor()
-    elif isinstance(artist, Collection):
-        paths = [artist.get_transform().transform_path(path).vertices for path in artist.get_paths()]
-        points, colours = (
-            np.concatenate(paths or [np.empty((0, 2))]),
-            [*artist.get_facecolor(), *artist.get_edgecolor()],
-        )
-    elif isinstance(artist, Patch):
-        points = artist.get_transform().transform_path(artist.get_path()).vertices
-        colours = [artist.get_facecolor()]
-    elif isinstance(artist, AxesImage):
-        return {"kind": "image", "at": _rounded(artist.norm(artist.get_array()))}
-    elif isinstance(artist, Text) and artist.get_text():
-        points = artist.get_transform().transform([artist.get_position()])
-        if isinstance(artist, Annotation) and artist.xycoords == "data":
-            points = [*points, axes.transData.transform(artist.xy)]
-        words = {"words": artist.get_text()}
-    else:
-        return None
-    at = axes.transAxes.inverted().transform(np.ma.filled(np.ma.asarray(points, dtype=float), np.nan))
-    rgba = [[round(float(value), 2) for value in colour] for colour in mpl.colors.to_rgba_array(colours)]
-    return {"kind": type(artist).__name__, **words, "colours": rgba, "at": _rounded(at)}
+def _seen(gc: GraphicsContextBase, size: tuple[int, int]) -> Bbox:
+    """Where something is seen, with a margin, so that what ends there does not come and go by rounding."""
+    clip = gc.get_clip_rectangle()
+    left, bottom, right, top = clip.extents if clip else (0, 0, *size)
+    return Bbox.from_extents(left - MARGIN, bottom - MARGIN, right + MARGIN, top + MARGIN)
 
 
 def _rounded(values: np.ndarray) -> list:
     """To a ten-thousandth; what is not finite as None."""
-    values = np.ma.filled(np.ma.asarray(values, dtype=float), np.nan)
     flat = [round(float(value), 4) + 0.0 if np.isfinite(value) else None for value in values.ravel()]
     return np.array(flat, dtype=object).reshape(values.shape).tolist()
 
